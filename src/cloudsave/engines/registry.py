@@ -1,0 +1,41 @@
+"""The engines by URL scheme and name; the only door to them."""
+
+from __future__ import annotations
+
+
+from cloudsave.engines.api import Dialect, Engine, RestoreTarget
+from cloudsave.errors import UnusableUrl
+
+SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql"}
+"""URL scheme to engine."""
+
+
+def open_engine(url: str) -> Engine:
+    """The engine for a source URL; connects to nothing. Raises: UnusableUrl."""
+    scheme = url.partition("://")[0]
+    if SCHEMES.get(scheme) == "postgresql":
+        from cloudsave.engines.postgresql.engine import PostgresEngine
+
+        return PostgresEngine(url)
+    raise UnusableUrl(
+        f"cannot use source URL scheme {scheme!r}",
+        hints=["a source URL looks like postgresql://user@host:5432/postgres"],
+    )
+
+
+def dialect(name: str) -> Dialect:
+    """The formats of an engine by its name. Raises: UnusableUrl."""
+    if name == "postgresql":
+        from cloudsave.engines.postgresql.dialect import PostgresDialect
+
+        return PostgresDialect()
+    raise UnusableUrl(f"cannot read backups of engine {name!r}", hints=["use a newer release of cloudsave"])
+
+
+def restore_target(name: str) -> RestoreTarget:
+    """The engine's way to bring a restored directory up. Raises: UnusableUrl."""
+    if name == "postgresql":
+        from cloudsave.engines.postgresql.target import PostgresTarget
+
+        return PostgresTarget()
+    raise UnusableUrl(f"cannot start servers of engine {name!r}", hints=["use a newer release of cloudsave"])

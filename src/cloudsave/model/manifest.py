@@ -1,0 +1,82 @@
+"""The manifest of a base backup: everything that a restore needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cloudsave.model.item import CorruptPage, ItemKind
+from cloudsave.model.position import Position
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """
+    One thing to restore. For a non-empty file, `map_index` and `map_ordinal` name its segment map: the map object
+    `Manifest.maps[map_index]` and the place in it.
+    """
+
+    path: str
+    kind: ItemKind
+    mode: int
+    size_bytes: int = 0
+    modified_us: int = 0
+    page_bytes: int = 0
+    link_target: str = ""
+    outside: bool = False
+    map_index: int = -1
+    map_ordinal: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class BackupStatistics:
+    """What a backup did, in bytes and blocks of 8192."""
+
+    bytes_read: int = 0
+    bytes_stored: int = 0
+    """Bytes of packs and maps that this backup added."""
+    blocks_total: int = 0
+    blocks_stored: int = 0
+    blocks_zero: int = 0
+    blocks_reused: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A base backup. Complete by itself: a restore reads one manifest, never a chain."""
+
+    backup_id: str
+    lineage: str
+    source: str
+    engine: str
+    server_version: str
+    kind: str
+    """"full" or "incremental": how it was written; to the reader every backup is a full."""
+    parent: str
+    """The backup whose pages were reused, or ""."""
+    method: str
+    """How the data files were read: "local" or "remote"."""
+    tool_version: str
+    started_us: int
+    finished_us: int
+    start: Position
+    """Replay begins here (the redo position of the backup's checkpoint)."""
+    stop: Position
+    """The data files are consistent once replay has reached this."""
+    log_file_bytes: int
+    page_bytes: int
+    page_checksums: bool
+    tablespaces: Mapping[str, str]
+    """Tablespace oid to the directory that it had on the source."""
+    settings: Mapping[str, str]
+    """Server settings that matter to a restore."""
+    packs: tuple[str, ...]
+    """Names of all packs that the maps refer to."""
+    maps: tuple[str, ...]
+    """Ids of the map objects."""
+    files: tuple[FileEntry, ...]
+    corrupt_pages: tuple[CorruptPage, ...]
+    statistics: BackupStatistics
+    notes: tuple[str, ...] = ()
+    """Facts that a reader should be told, such as a fallback that was taken."""
