@@ -1,9 +1,9 @@
 """
 Every error that cloudsave raises. Libraries raise, only `cli/main.py` prints and exits.
 
-A message is one line, lower case, without a full stop, and names the kind of object: "could not" may work later,
-"cannot" never will. Detail is a sentence with facts; a hint is a question or a command. Codes are never reused and each
-has a section in docs/messages.md.
+A message is one line, lower case, without a full stop, and names the kind of object: "could not" may work
+later, "cannot" never will. Detail is a sentence with facts; a hint is a question or a command. Codes are
+never reused and each has a section in docs/messages.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class CloudsaveError(Exception):
         return "\n".join(lines)
 
 
-# ---- usage: what was asked for cannot be understood or is not allowed ------------------------------------------------
+# ---- usage: what was asked for cannot be understood or is not allowed
+# ------------------------------------------------
 class UsageError(CloudsaveError):
     """The command line or the configuration is wrong."""
 
@@ -90,7 +91,8 @@ class UnusableUrl(UsageError):
     code = "CS-1007"
 
 
-# ---- engine: the database server --------------------------------------------------------------------------------------
+# ---- engine: the database server
+# --------------------------------------------------------------------------------------
 class EngineError(CloudsaveError):
     """The database server refused or failed."""
 
@@ -166,7 +168,8 @@ class SourceUnreadable(EngineError):
     code = "CS-2012"
 
 
-# ---- store --------------------------------------------------------------------------------------------------------------
+# ---- store -----------------------------------------------------------------------------------------------
+# ---------------
 class StoreError(CloudsaveError):
     """The object store or directory failed."""
 
@@ -224,7 +227,8 @@ class RepositoryExists(StoreError):
     exit_code = ExitCode.USAGE
 
 
-# ---- recovery -----------------------------------------------------------------------------------------------------------
+# ---- recovery --------------------------------------------------------------------------------------------
+# ---------------
 class RecoveryError(CloudsaveError):
     """A restore failed."""
 
@@ -264,7 +268,8 @@ class LogNotInArchive(RecoveryError):
     code = "CS-5006"
 
 
-# ---- integrity: never retried, always alarmed ---------------------------------------------------------------------------
+# ---- integrity: never retried, always alarmed
+# ---------------------------------------------------------------------------
 class IntegrityError(CloudsaveError):
     """Stored or received bytes are not what they must be."""
 
@@ -302,7 +307,8 @@ class PageCorrupt(IntegrityError):
     code = "CS-6006"
 
 
-# ---- locks --------------------------------------------------------------------------------------------------------------
+# ---- locks -----------------------------------------------------------------------------------------------
+# ---------------
 class LockError(CloudsaveError):
     """Another process holds what is needed."""
 

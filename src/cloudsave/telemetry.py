@@ -10,7 +10,9 @@ ROOT_LOGGER = "cloudsave"
 
 
 def configure_logging(*, verbose: bool = False, quiet: bool = False) -> None:
-    """Send the logs of cloudsave to stderr: warnings by default, all with `verbose`, errors only with `quiet`."""
+    """
+    Send the logs of cloudsave to stderr: warnings by default, all with `verbose`, errors only with `quiet`.
+    """
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))

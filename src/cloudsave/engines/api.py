@@ -1,56 +1,44 @@
 """
-The seam of engines. An engine answers questions and yields bytes; the flow (backup, logs, recovery) owns the life cycle.
-
-A `Dialect` knows an engine's formats without a server; an `Engine` is a Dialect's view of one running source.
+The seam of engines. An engine answers questions and yields bytes; the flow (backup, logs, recovery) owns
+the life cycle. A `Dialect` knows an engine's formats without a server; an `Engine` is one running source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from cloudsave.model.engine_facts import (
+    BackupStart,
+    BackupStop,
+    BranchEnd,
+    LogChunk,
+    LogHead,
+    ServerRequest,
+    ServerState,
+)
 from cloudsave.model.finding import Finding
 from cloudsave.model.history import BranchPoint
 from cloudsave.model.identity import SourceIdentity
-from cloudsave.model.item import CorruptPage, Item, LateFile, Piece
+from cloudsave.model.item import Piece
 from cloudsave.model.log import LogIndex
 from cloudsave.model.position import Position
 
 
-@dataclass(frozen=True, slots=True)
-class BackupStart:
-    """A base backup has begun."""
-
-    position: Position
-    method: str
-    bytes_expected: int
-    tablespaces: Mapping[str, str]
-    settings: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class BackupStop:
-    """A base backup is complete but for the log up to `position`."""
-
-    position: Position
-    directories: tuple[Item, ...]
-    """Directories and links, parents before children."""
-    late_files: tuple[LateFile, ...]
-    corrupt_pages: tuple[CorruptPage, ...]
-    notes: tuple[str, ...] = ()
-
-
 class BackupSource(Protocol):
-    """One base backup. Order: begin, pieces (to the end), finish; or abort at any time. One thread, one held session."""
+    """
+    One base backup. Order: begin, pieces (to the end), finish; or abort at any time. One thread, one held
+    session.
+    """
 
     def begin(self) -> BackupStart:
         """Put the server into backup mode (or start the stream)."""
 
     def pieces(self) -> Iterator[Piece]:
-        """All pieces of all files, large files first; they may be read by other threads while more are fetched."""
+        """
+        All pieces of all files, large files first; they may be read by other threads while more are
+        fetched.
+        """
 
     def finish(self) -> BackupStop:
         """End the backup. Called when every piece has been read."""
@@ -59,47 +47,18 @@ class BackupSource(Protocol):
         """Undo `begin`; never raises; harmless after `finish`."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogChunk:
-    """Log bytes [offset, offset + len(data)) of `branch`; empty data is a sign of life (keep-alive, time-out of the wait)."""
-
-    branch: str
-    offset: int
-    data: bytes
-    server_clock_us: int
-    """The source's clock when it was sent; 0 where the server said nothing."""
-    server_end: int
-    """The end of the log on the server at that time."""
-
-
-@dataclass(frozen=True, slots=True)
-class BranchEnd:
-    """`branch` ends at `end_offset`; the source goes on with `next_branch`."""
-
-    branch: str
-    end_offset: int
-    next_branch: str
-
-
-@dataclass(frozen=True, slots=True)
-class LogHead:
-    """The state of a source's log when connected."""
-
-    identity: SourceIdentity
-    current: Position
-    slot_offset: int | None
-    """The oldest log that the slot holds; None where it holds none."""
-    slot_created: bool
-
-
 class LogSource(Protocol):
     """A source's log as a stream. Not thread-safe but for `acknowledge`."""
 
     def connect(self) -> LogHead:
-        """Connect, see to the slot. Raises: CaptureRunning, SlotLost, EngineUnavailable, PermissionMissing."""
+        """
+        Connect, see to the slot. Raises: CaptureRunning, SlotLost, EngineUnavailable, PermissionMissing.
+        """
 
     def stream(self, start: Position) -> Iterator[LogChunk | BranchEnd]:
-        """Log from `start` on, for ever or to the end of the branch. Raises: LogRemoved, EngineUnavailable."""
+        """
+        Log from `start` on, for ever or to the end of the branch. Raises: LogRemoved, EngineUnavailable.
+        """
 
     def history(self, branch: str) -> bytes:
         """The raw history file of a branch (to be asked for when not streaming)."""
@@ -121,41 +80,11 @@ class LogIndexer(Protocol):
         """What the bytes since the last `take` contained; offsets absolute. `complete_until_us` is left 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerRequest:
-    """How to run a restored server."""
-
-    data_directory: Path
-    bin_directory: Path | None
-    """Where the server's programs are; None: search."""
-    port: int | None
-    private_socket: bool
-    """Listen on nothing but a private Unix socket directory."""
-    fetch_command: str
-    """The command that recovery runs for each log file; `%f` name, `%p` destination."""
-    recovery_end: int | None
-    """Offset at which recovery stops; None: as soon as the backup is consistent."""
-    inclusive: bool
-    """Whether a record that begins at `recovery_end` is replayed."""
-    branch: str
-    consistent_offset: int
-    settings: Mapping[str, str]
-    """More settings to set."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerState:
-    """What a restored server said when asked."""
-
-    in_recovery: bool
-    paused_at_target: bool
-    replayed_offset: int | None
-    branch: str
-    last_commit_us: int | None
-
-
 class RestoreTarget(Protocol):
-    """A restored data directory that becomes a server. Order: configure, start, await_target, then promote or stop."""
+    """
+    A restored data directory that becomes a server. Order: configure, start, await_target, then promote or
+    stop.
+    """
 
     def configure(self, request: ServerRequest) -> None:
         """Write recovery settings into the directory. Idempotent."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from cloudsave.engines.api import Dialect, Engine, RestoreTarget
 from cloudsave.errors import UnusableUrl
 

@@ -18,8 +18,8 @@ class SourceIdentity:
     """
     The identity of a source and what it runs on.
 
-    `system_identifier` is what the engine gives a cluster when it is created and never changes; together with `engine`
-    it names the lineage in the repository.
+    `system_identifier` is what the engine gives a cluster when it is created and never changes; together
+    with `engine` it names the lineage in the repository.
     """
 
     engine: str

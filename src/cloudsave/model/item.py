@@ -20,8 +20,9 @@ class Item:
     """
     One thing of a source's data directory.
 
-    `path` is relative to the data directory, "/"-separated, without "..", or, where `outside` is true, the absolute path
-    of a file that the server uses outside of it (configuration). Tablespace contents appear below `pg_tblspc/<oid>/`.
+    `path` is relative to the data directory, "/"-separated, without "..", or, where `outside` is true, the
+    absolute path of a file that the server uses outside of it (configuration). Tablespace contents appear
+    below `pg_tblspc/<oid>/`.
     """
 
     path: str
@@ -59,10 +60,11 @@ class Piece(Protocol):
 
     def read_into(self, target: memoryview, *, offset: int) -> int:
         """
-        Fill `target` (a multiple of 8192 bytes, but for the end of the piece) from `offset` bytes into the piece.
+        Fill `target` (a multiple of 8192 bytes, but for the end of the piece) from `offset` bytes into the
+        piece.
 
-        Pages are checked on the way; a page that stays wrong is kept as it is and reported by the source when the backup
-        finishes. Returns the bytes read; fewer than asked for only at the end of the file.
+        Pages are checked on the way; a page that stays wrong is kept as it is and reported by the source
+        when the backup finishes. Returns the bytes read; fewer than asked for only at the end of the file.
         Raises: SourceUnreadable.
         """
 

@@ -23,8 +23,8 @@ class Commit:
     """
     One committed transaction as the log shows it.
 
-    `offset` is where the commit record begins, `end_offset` where the next record begins; `instant_us` is the commit's
-    own time stamp (microseconds since 1970, the source's clock), not monotonic along the log.
+    `offset` is where the commit record begins, `end_offset` where the next record begins; `instant_us` is
+    the commit's own time stamp (microseconds since 1970, the source's clock), not monotonic along the log.
     """
 
     offset: int
@@ -48,10 +48,11 @@ class LogIndex:
     """
     What a stretch of log contains, in log order.
 
-    `record_first` is the offset of the first record that begins in the stretch (None: none does); `record_last` that of
-    the last one that begins in it, and `records_end` the end of the last record that is complete within the log up to
-    the end of the stretch. `complete_until_us` is an instant of the source's clock such that every commit acknowledged
-    before it lies before the end of the stretch; 0 where unknown.
+    `record_first` is the offset of the first record that begins in the stretch (None: none does);
+    `record_last` that of the last one that begins in it, and `records_end` the end of the last record that
+    is complete within the log up to the end of the stretch. `complete_until_us` is an instant of the
+    source's clock such that every commit acknowledged before it lies before the end of the stretch; 0 where
+    unknown.
     """
 
     commits: tuple[Commit, ...] = ()
@@ -64,7 +65,10 @@ class LogIndex:
 
 @dataclass(frozen=True, slots=True)
 class LogSegment:
-    """A stored contiguous stretch of log: [first, last) of one branch, with the instants of its commits (0: none)."""
+    """
+    A stored contiguous stretch of log: [first, last) of one branch, with the instants of its commits (0:
+    none).
+    """
 
     branch: str
     first: int

@@ -12,8 +12,8 @@ from cloudsave.model.position import Position
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     """
-    One thing to restore. For a non-empty file, `map_index` and `map_ordinal` name its segment map: the map object
-    `Manifest.maps[map_index]` and the place in it.
+    One thing to restore. For a non-empty file, `map_index` and `map_ordinal` name its segment map: the map
+    object `Manifest.maps[map_index]` and the place in it.
     """
 
     path: str

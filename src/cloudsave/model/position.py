@@ -10,9 +10,10 @@ class Position:
     """
     A point in the log of one source: a branch and an offset on it.
 
-    `branch` is the engine's name of a line of history (a PostgreSQL timeline as 8 upper-case hex digits); `offset` counts
-    bytes of log (a PostgreSQL LSN). Engines give positions their text form. Positions of different branches have no
-    order: comparing them raises, since the answer needs the ancestry (see `model.history`).
+    `branch` is the engine's name of a line of history (a PostgreSQL timeline as 8 upper-case hex digits);
+    `offset` counts bytes of log (a PostgreSQL LSN). Engines give positions their text form. Positions of
+    different branches have no order: comparing them raises, since the answer needs the ancestry (see
+    `model.history`).
     """
 
     branch: str

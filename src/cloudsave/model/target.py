@@ -25,9 +25,10 @@ class Target:
     """
     A wanted state. Exactly the field that belongs to `kind` is set (none for latest and immediate).
 
-    Inclusive (the default): a time includes the commits stamped with exactly that time; a position includes the record
-    that begins there; a transaction is included; a named restore point is always the point itself. `branch` is the line
-    of history to follow; None means the newest. `backup_id` restricts the choice of the base backup.
+    Inclusive (the default): a time includes the commits stamped with exactly that time; a position includes
+    the record that begins there; a transaction is included; a named restore point is always the point
+    itself. `branch` is the line of history to follow; None means the newest. `backup_id` restricts the
+    choice of the base backup.
     """
 
     kind: TargetKind

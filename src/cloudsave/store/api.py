@@ -1,9 +1,9 @@
 """
 The seam of object stores: a flat namespace of write-once objects.
 
-Names are relative, "/"-separated, of the characters `[A-Za-z0-9._=-]`, at most NAME_BYTES_MAX long; no component is
-empty, "." or "..". All methods are safe to call from several threads. Back ends translate their driver's exceptions to
-the branch StoreError and nothing else leaves them.
+Names are relative, "/"-separated, of the characters `[A-Za-z0-9._=-]`, at most NAME_BYTES_MAX long; no
+component is empty, "." or "..". All methods are safe to call from several threads. Back ends translate
+their driver's exceptions to the branch StoreError and nothing else leaves them.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class ObjectStore(Protocol):
         """
         Store the concatenation of `parts` under `name`, durably and atomically, if nothing has that name.
 
-        A reader sees nothing or all. May be repeated after an unclear failure: then ObjectExists may mean that the
-        first try had succeeded, and the caller compares content.
+        A reader sees nothing or all. May be repeated after an unclear failure: then ObjectExists may mean
+        that the first try had succeeded, and the caller compares content.
         Raises: ObjectExists, StoreFull, StorePermission, StoreUnavailable.
         """
 
@@ -63,7 +63,8 @@ class ObjectStore(Protocol):
 
     def get_range(self, name: str, *, offset: int, length: int) -> Buffer:
         """
-        Exactly `length` bytes from `offset`. A shorter object raises IntegrityError; a missing one ObjectMissing.
+        Exactly `length` bytes from `offset`. A shorter object raises IntegrityError; a missing one
+        ObjectMissing.
         """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

@@ -1,0 +1,104 @@
+"""What engines say: frozen answers that cross the seam of `engines/api.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloudsave.model.identity import SourceIdentity
+from cloudsave.model.item import CorruptPage, Item, LateFile
+from cloudsave.model.position import Position
+
+
+@dataclass(frozen=True, slots=True)
+class BackupStart:
+    """A base backup has begun."""
+
+    position: Position
+    method: str
+    bytes_expected: int
+    tablespaces: Mapping[str, str]
+    settings: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BackupStop:
+    """A base backup is complete but for the log up to `position`."""
+
+    position: Position
+    directories: tuple[Item, ...]
+    """Directories and links, parents before children."""
+    late_files: tuple[LateFile, ...]
+    corrupt_pages: tuple[CorruptPage, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """
+    Log bytes [offset, offset + len(data)) of `branch`; empty data is a sign of life (keep-alive, time-out
+    of the wait).
+    """
+
+    branch: str
+    offset: int
+    data: bytes
+    server_clock_us: int
+    """The source's clock when it was sent; 0 where the server said nothing."""
+    server_end: int
+    """The end of the log on the server at that time."""
+
+
+@dataclass(frozen=True, slots=True)
+class BranchEnd:
+    """`branch` ends at `end_offset`; the source goes on with `next_branch`."""
+
+    branch: str
+    end_offset: int
+    next_branch: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogHead:
+    """The state of a source's log when connected."""
+
+    identity: SourceIdentity
+    current: Position
+    slot_offset: int | None
+    """The oldest log that the slot holds; None where it holds none."""
+    slot_created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRequest:
+    """How to run a restored server."""
+
+    data_directory: Path
+    bin_directory: Path | None
+    """Where the server's programs are; None: search."""
+    port: int | None
+    private_socket: bool
+    """Listen on nothing but a private Unix socket directory."""
+    fetch_command: str
+    """The command that recovery runs for each log file; `%f` name, `%p` destination."""
+    recovery_end: int | None
+    """Offset at which recovery stops; None: as soon as the backup is consistent."""
+    inclusive: bool
+    """Whether a record that begins at `recovery_end` is replayed."""
+    branch: str
+    consistent_offset: int
+    settings: Mapping[str, str]
+    """More settings to set."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What a restored server said when asked."""
+
+    in_recovery: bool
+    paused_at_target: bool
+    replayed_offset: int | None
+    branch: str
+    last_commit_us: int | None
