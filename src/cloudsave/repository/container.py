@@ -1,0 +1,256 @@
+"""
+The one container of all sealed objects: packs, maps, manifests, log objects and records.
+
+    offset  size  field
+    0       4     magic "CSV1"
+    4       1     kind (Kind)
+    5       3     zero
+    8       24    salt of the object's key
+    32      ..    frames, each: header (16 bytes), then `sealed bytes` of AES-256-GCM ciphertext with its tag
+    -120    8     u64 offset of the index frame (0: none)
+    -112    4     u32 number of frames
+    -108    4     zero
+    -104    32    BLAKE3 of all bytes before this field
+    -72     64    Ed25519 signature over "cloudsave v1 " + object name + 0x00 + the BLAKE3, or zeros
+    -8      8     magic "CSV1END\\n"
+
+    frame header
+    0       4     u32 frame number, counting from 0
+    4       4     u32 plain bytes
+    8       4     u32 sealed bytes (with the tag)
+    12      1     codec: 0 raw, 1 zstd
+    13      3     zero
+
+All integers are little-endian. A frame is opened with nonce = its number (12 bytes, big-endian) and
+associated data = lineage id, 0x00, frame header. Validity: magic at both ends, the BLAKE3 agrees, each
+opened frame authenticates. One who has no keys can check the BLAKE3, and with the lineage's public key the
+signature.
+
+Source: docs/repository_format.md; decision 0003.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from blake3 import blake3
+
+from cloudsave.clock import Clock
+from cloudsave.errors import FormatUnsupported, IntegrityError
+from cloudsave.repository.crypto import (
+    CODEC,
+    FRAME_PLAIN_BYTES_MAX,
+    SALT_BYTES,
+    TAG_BYTES,
+    ZSTD_LEVEL,
+    LineageKeys,
+    Sealer,
+    signature_is_valid,
+)
+from cloudsave.store.api import Buffer
+
+MAGIC = b"CSV1"
+END_MAGIC = b"CSV1END\n"
+HEADER_BYTES = 32
+FOOTER_BYTES = 120
+FRAME_HEADER = struct.Struct("<IIIB3x")
+_FOOTER = struct.Struct("<QI4x32s64s8s")
+_DIGEST_OFFSET = 16
+"""Where in the footer the BLAKE3 stands: it covers all before it."""
+BLOB_FRAME_BYTES = 1 << 20
+"""Plain bytes of a frame of a manifest, map or log object."""
+
+
+class Kind(IntEnum):
+    """What an object is; stored in its header and authenticated through the name-bound key."""
+
+    PACK = 1
+    MAP = 2
+    MANIFEST = 3
+    LOG = 4
+    RECORD = 5
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRef:
+    """Where a frame stands in its object."""
+
+    number: int
+    offset: int
+    sealed_bytes: int
+    plain_bytes: int
+
+    @property
+    def end(self) -> int:
+        """Offset behind the frame."""
+        return self.offset + FRAME_HEADER.size + self.sealed_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """The end of an object, parsed."""
+
+    index_offset: int
+    frame_count: int
+    digest: bytes
+    signature: bytes
+
+
+class ContainerWriter:
+    """
+    Builds one object in memory, frame by frame; `parts` then holds it for `put`.
+
+    Not thread-safe. The object's name must be known, since the key depends on it.
+    """
+
+    def __init__(
+        self, keys: LineageKeys, name: str, kind: Kind, *, clock: Clock, level: int = ZSTD_LEVEL
+    ) -> None:
+        self.name = name
+        self._keys = keys
+        self._level = level
+        salt = clock.random_bytes(SALT_BYTES)
+        self._sealer = Sealer(keys, name, salt)
+        header = MAGIC + bytes([kind, 0, 0, 0]) + salt
+        self._hash = blake3(header)
+        self.parts: list[Buffer] = [header]
+        self.size_bytes = HEADER_BYTES
+        self.frame_count = 0
+
+    def add(self, plain: Buffer, *, proof: bool) -> FrameRef:
+        """
+        Seal `plain` as the next frame; with `proof`, open it again at once and compare before it may leave.
+        """
+        number = self.frame_count
+        codec, coded = CODEC.compress(plain, self._level)
+        header = FRAME_HEADER.pack(number, len(plain), len(coded) + TAG_BYTES, codec)
+        sealed = self._sealer.seal(number, header, coded)
+        if proof:
+            self._prove(number, header, sealed, plain)
+        reference = FrameRef(number, self.size_bytes, len(sealed), len(plain))
+        for part in (header, sealed):
+            self._hash.update(part)
+            self.parts.append(part)
+        self.size_bytes = reference.end
+        self.frame_count += 1
+        return reference
+
+    def _prove(self, number: int, header: bytes, sealed: bytes, plain: Buffer) -> None:
+        _, plain_bytes, _, codec = FRAME_HEADER.unpack(header)
+        coded = self._sealer.open(number, header, sealed)
+        again = CODEC.decompress(codec, coded, plain_bytes=plain_bytes, what="a frame just written")
+        if again != plain:
+            raise IntegrityError(
+                f"frame {number} of {self.name!r} does not decode to what was encoded",
+                detail="The encoder or this machine's memory is faulty; nothing was stored.",
+                hints=["test the memory of this machine"],
+            )
+
+    def finish(self, *, index: FrameRef | None = None, sign: bool = False) -> Sequence[Buffer]:
+        """Close the object and return its parts in order."""
+        head = struct.pack("<QI4x", index.offset if index else 0, self.frame_count)
+        self._hash.update(head)
+        digest = self._hash.digest()
+        signature = bytes(64)
+        if sign:
+            signature = self._keys.signing_key().sign(_signed_message(self.name, digest))
+        self.parts.append(head + digest + signature + END_MAGIC)
+        self.size_bytes += FOOTER_BYTES
+        return self.parts
+
+
+def _signed_message(name: str, digest: bytes) -> bytes:
+    return b"cloudsave v1 " + name.encode() + b"\0" + digest
+
+
+def parse_footer(name: str, footer: Buffer) -> Footer:
+    """The last FOOTER_BYTES of an object. Raises: IntegrityError."""
+    if len(footer) != FOOTER_BYTES:
+        raise _damaged(name, f"it is too short ({len(footer)} bytes of footer)")
+    index_offset, frame_count, digest, signature, magic = _FOOTER.unpack(footer)
+    if magic != END_MAGIC:
+        raise _damaged(name, "its end is missing (truncated, or not an object of cloudsave)")
+    return Footer(index_offset, frame_count, digest, signature)
+
+
+def check_digest(name: str, content: Buffer, *, public_key: bytes | None = None) -> Footer:
+    """
+    Check a whole object without keys: both ends, the BLAKE3, and with `public_key` the signature.
+
+    Raises: IntegrityError.
+    """
+    view = memoryview(content)
+    if len(view) < HEADER_BYTES + FOOTER_BYTES or bytes(view[:4]) != MAGIC:
+        raise _damaged(name, "its begin is missing (truncated, or not an object of cloudsave)")
+    footer = parse_footer(name, view[-FOOTER_BYTES:])
+    if blake3(view[: len(view) - FOOTER_BYTES + _DIGEST_OFFSET]).digest() != footer.digest:
+        raise _damaged(name, "its checksum is wrong")
+    if public_key is not None and not signature_is_valid(
+        public_key, footer.signature, _signed_message(name, footer.digest)
+    ):
+        raise _damaged(name, "its signature is not that of this lineage")
+    return footer
+
+
+class ContainerReader:
+    """Opens the frames of one object. Thread-safe."""
+
+    def __init__(self, keys: LineageKeys, name: str, kind: Kind, header: Buffer) -> None:
+        if len(header) < HEADER_BYTES or bytes(header[:3]) != MAGIC[:3]:
+            raise _damaged(name, "its begin is missing (truncated, or not an object of cloudsave)")
+        if bytes(header[:4]) != MAGIC:
+            raise FormatUnsupported(
+                f"cannot read object {name!r}: a newer format", hints=["use a newer release of cloudsave"]
+            )
+        if header[4] != kind:
+            raise _damaged(name, f"it is of kind {header[4]}, not {int(kind)}")
+        self._name = name
+        self._sealer = Sealer(keys, name, bytes(header[8:HEADER_BYTES]))
+
+    def open(self, frame: Buffer, *, number: int) -> tuple[bytes, int]:
+        """
+        The plain bytes of the frame that stands at the begin of `frame`, and its length with the header.
+
+        Raises: IntegrityError.
+        """
+        view = memoryview(frame)
+        if len(view) < FRAME_HEADER.size:
+            raise _damaged(self._name, f"it ends before frame {number}")
+        header = bytes(view[: FRAME_HEADER.size])
+        stated, plain_bytes, sealed_bytes, codec = FRAME_HEADER.unpack(header)
+        if stated != number or plain_bytes > FRAME_PLAIN_BYTES_MAX or sealed_bytes < TAG_BYTES:
+            raise _damaged(self._name, f"the header of frame {number} is wrong")
+        end = FRAME_HEADER.size + sealed_bytes
+        if len(view) < end:
+            raise _damaged(self._name, f"it ends within frame {number}")
+        coded = self._sealer.open(number, header, view[FRAME_HEADER.size : end])
+        what = f"frame {number} of {self._name!r}"
+        return CODEC.decompress(codec, coded, plain_bytes=plain_bytes, what=what), end
+
+
+def read_frames(keys: LineageKeys, name: str, kind: Kind, content: Buffer) -> list[bytes]:
+    """All frames of a whole object, every byte checked. Raises: IntegrityError."""
+    footer = check_digest(name, content)
+    view = memoryview(content)
+    reader = ContainerReader(keys, name, kind, view[:HEADER_BYTES])
+    frames: list[bytes] = []
+    offset = HEADER_BYTES
+    end = len(view) - FOOTER_BYTES
+    while offset < end:
+        plain, length = reader.open(view[offset:end], number=len(frames))
+        frames.append(plain)
+        offset += length
+    if len(frames) != footer.frame_count:
+        raise _damaged(name, f"it holds {len(frames)} frames where {footer.frame_count} were promised")
+    return frames
+
+
+def _damaged(name: str, why: str) -> IntegrityError:
+    return IntegrityError(
+        f"object {name!r} is damaged",
+        detail=f"The object cannot be read: {why}.",
+        hints=["run `cloudsave verify` to see what else is affected"],
+    )

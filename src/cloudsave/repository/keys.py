@@ -1,0 +1,211 @@
+"""
+The repository key and the slots that wrap it.
+
+A slot is the plain JSON object `keys/<id>`: either the key encrypted under a passphrase (Argon2id, then
+AES-256-GCM), or an age file for one recipient (an X25519 recovery key, or any other age recipient), which
+the standard `age` program opens as well. Each slot names the key that it wraps, so that slots left over by
+an interrupted `init` are never used.
+
+Source: RFC 9106 (Argon2, second recommended option), age-encryption.org/v1.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyrage
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from cloudsave.clock import Clock
+from cloudsave.errors import IntegrityError, UsageError, WrongKey
+from cloudsave.repository.crypto import KEY_BYTES, derive_key
+
+ARGON2_MEMORY_KIB = 64 << 10
+ARGON2_ITERATIONS = 3
+ARGON2_LANES = 4
+ARGON2_MEMORY_KIB_MAX = 4 << 20
+"""Limit: a hostile slot cannot ask for more memory than this."""
+ARGON2_ITERATIONS_MAX = 64
+PASSPHRASE_CHARS_MIN = 8
+_ASSOCIATED = b"cloudsave v1 key slot"
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """What the user gives to open a repository: a passphrase or an age identity (recovery key)."""
+
+    passphrase: str | None = None
+    recovery_key: str | None = None
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryKey:
+    """A new age X25519 identity: `identity` is the secret, `recipient` the public part."""
+
+    identity: str
+    recipient: str
+
+    def __repr__(self) -> str:
+        return f"RecoveryKey(recipient={self.recipient!r})"
+
+
+def new_recovery_key() -> RecoveryKey:
+    """A fresh recovery key."""
+    identity = pyrage.x25519.Identity.generate()
+    return RecoveryKey(str(identity), str(identity.to_public()))
+
+
+def key_id(repository_key: bytes) -> str:
+    """A public name for the repository key, which tells nothing about it."""
+    return derive_key(repository_key, salt=b"", info="cloudsave v1 key id").hex()[:32]
+
+
+def passphrase_slot(repository_key: bytes, passphrase: str, *, clock: Clock) -> bytes:
+    """A slot that a passphrase opens. Raises: UsageError for one too short to protect anything."""
+    if len(passphrase) < PASSPHRASE_CHARS_MIN:
+        raise UsageError(
+            "passphrase is too short",
+            detail=f"It has {len(passphrase)} characters; at least {PASSPHRASE_CHARS_MIN} are needed.",
+            hints=["use several random words"],
+        )
+    salt, nonce = clock.random_bytes(16), clock.random_bytes(12)
+    parameters = {
+        "memory_kib": ARGON2_MEMORY_KIB,
+        "iterations": ARGON2_ITERATIONS,
+        "lanes": ARGON2_LANES,
+    }
+    wrapping = _argon2(passphrase, salt, parameters)
+    slot = {
+        "type": "argon2id",
+        **parameters,
+        "salt": _text(salt),
+        "nonce": _text(nonce),
+        "wrapped": _text(AESGCM(wrapping).encrypt(nonce, repository_key, _ASSOCIATED)),
+    }
+    return _encode_slot(slot, repository_key)
+
+
+def recipient_slot(repository_key: bytes, recipient: str) -> bytes:
+    """A slot that the owner of an age recipient opens. Raises: UsageError."""
+    try:
+        parsed = pyrage.x25519.Recipient.from_str(recipient)
+    except pyrage.RecipientError as error:
+        raise UsageError(
+            "recipient is not an age X25519 recipient",
+            detail=f"{recipient[:12]!r}... cannot be parsed.",
+            hints=["a recipient begins with age1; make one with age-keygen"],
+        ) from error
+    wrapped = pyrage.encrypt(repository_key, [parsed])
+    return _encode_slot({"type": "age", "recipient": recipient, "wrapped": _text(wrapped)}, repository_key)
+
+
+def open_slots(slots: Sequence[bytes], wanted_key_id: str, secret: Secret) -> bytes:
+    """
+    The repository key, from the first slot that `secret` opens.
+
+    Raises: WrongKey where no intact slot opens; IntegrityError where none is intact or the opened key is
+    another one.
+    """
+    parsed = [slot for slot in map(_decode_slot, slots) if slot is not None]
+    mine = [slot for slot in parsed if slot.get("key_id") == wanted_key_id]
+    if not mine:
+        raise IntegrityError(
+            "repository has no intact key slot",
+            detail=f"{len(slots)} slots were found, {len(parsed)} undamaged, none for this repository's key.",
+            hints=["restore the objects below keys/ from a copy of the repository"],
+        )
+    for slot in mine:
+        key = _try_slot(slot, secret)
+        if key is not None:
+            if key_id(key) != wanted_key_id:
+                raise IntegrityError(
+                    "key slot wraps another key than it says", hints=["was keys/ tampered with?"]
+                )
+            return key
+    kind = "recovery key" if secret.recovery_key else "passphrase"
+    raise WrongKey(
+        f"{kind} does not open this repository",
+        detail=f"None of {len(mine)} intact key slots opens with it; the repository itself is not damaged.",
+        hints=["is it the passphrase of another repository?", "the recovery key opens it as well"],
+    )
+
+
+def _try_slot(slot: dict[str, Any], secret: Secret) -> bytes | None:
+    if slot["type"] == "argon2id" and secret.passphrase is not None:
+        if slot["memory_kib"] > ARGON2_MEMORY_KIB_MAX or slot["iterations"] > ARGON2_ITERATIONS_MAX:
+            raise IntegrityError(
+                "key slot asks for more work than is sane", hints=["was keys/ tampered with?"]
+            )
+        wrapping = _argon2(secret.passphrase, _bytes(slot["salt"]), slot)
+        try:
+            return AESGCM(wrapping).decrypt(_bytes(slot["nonce"]), _bytes(slot["wrapped"]), _ASSOCIATED)
+        except InvalidTag:
+            return None
+    if slot["type"] == "age" and secret.recovery_key is not None:
+        return _try_age(slot, secret.recovery_key)
+    return None
+
+
+def _try_age(slot: dict[str, Any], recovery_key: str) -> bytes | None:
+    try:
+        identity = pyrage.x25519.Identity.from_str(recovery_key.strip())
+    except pyrage.IdentityError as error:
+        raise UsageError(
+            "recovery key cannot be read",
+            detail="It is not an age X25519 identity.",
+            hints=["it begins with AGE-SECRET-KEY-1"],
+        ) from error
+    try:
+        return bytes(pyrage.decrypt(_bytes(slot["wrapped"]), [identity]))
+    except pyrage.DecryptError:
+        return None
+
+
+def _argon2(passphrase: str, salt: bytes, parameters: dict[str, Any]) -> bytes:
+    return Argon2id(
+        salt=salt,
+        length=KEY_BYTES,
+        iterations=parameters["iterations"],
+        lanes=parameters["lanes"],
+        memory_cost=parameters["memory_kib"],
+    ).derive(passphrase.encode())
+
+
+def _encode_slot(slot: dict[str, Any], repository_key: bytes) -> bytes:
+    slot = {"format": 1, "key_id": key_id(repository_key), **slot}
+    slot["blake3"] = _slot_digest(slot)
+    return json.dumps(slot, indent=1, sort_keys=True).encode()
+
+
+def _decode_slot(content: bytes) -> dict[str, Any] | None:
+    """The slot, or None where it is damaged: another slot may do."""
+    try:
+        slot = json.loads(content)
+        if isinstance(slot, dict) and slot.pop("blake3", None) == _slot_digest(slot):
+            return slot
+    except (ValueError, binascii.Error):
+        return None
+    return None
+
+
+def _slot_digest(slot: dict[str, Any]) -> str:
+    return blake3(json.dumps(slot, sort_keys=True).encode()).hexdigest()
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
