@@ -231,9 +231,14 @@ class ContainerReader:
         return CODEC.decompress(codec, coded, plain_bytes=plain_bytes, what=what), end
 
 
-def read_frames(keys: LineageKeys, name: str, kind: Kind, content: Buffer) -> list[bytes]:
-    """All frames of a whole object, every byte checked. Raises: IntegrityError."""
-    footer = check_digest(name, content)
+def read_frames(
+    keys: LineageKeys, name: str, kind: Kind, content: Buffer, *, public_key: bytes | None = None
+) -> list[bytes]:
+    """
+    All frames of a whole object, every byte checked, with `public_key` the signature. Raises:
+    IntegrityError.
+    """
+    footer = check_digest(name, content, public_key=public_key)
     view = memoryview(content)
     reader = ContainerReader(keys, name, kind, view[:HEADER_BYTES])
     frames: list[bytes] = []

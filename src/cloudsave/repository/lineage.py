@@ -1,0 +1,245 @@
+"""All that a repository holds of one system identity: backups, log, and the records around them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloudsave.clock import Clock
+from cloudsave.errors import IntegrityError, LogConflict, ObjectExists, ObjectMissing, UnknownBackup
+from cloudsave.model.identity import SourceIdentity
+from cloudsave.model.log import LogHole, LogIndex, LogSegment
+from cloudsave.model.manifest import Manifest
+from cloudsave.repository.container import BLOB_FRAME_BYTES, ContainerWriter, Kind, read_frames
+from cloudsave.repository.crypto import LineageKeys
+from cloudsave.repository.log_objects import (
+    INDEX_READ_BYTES,
+    group_prefix,
+    index_bytes_needed,
+    log_object_name,
+    parse_log_object_name,
+    read_log_index,
+    read_log_object,
+    write_log_object,
+)
+from cloudsave.repository.manifests import decode_manifest
+from cloudsave.store.api import Buffer, ObjectInfo, ObjectStore
+
+RECORD_BYTES_MAX = 16 << 20
+"""Limit: size of a history, pin or hole record."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineageIdentity:
+    """Whose backups these are; stored in the clear, so that a repository can be understood without keys."""
+
+    engine: str
+    system_identifier: str
+    source: str
+    """The name of the source when the lineage was first seen."""
+    first_seen_utc: str
+    public_key: bytes
+    """Ed25519 key that the lineage's manifests are signed with."""
+
+
+class Lineage:
+    """One lineage. Thread-safe where its store is."""
+
+    def __init__(self, store: ObjectStore, keys: LineageKeys, *, clock: Clock) -> None:
+        self.id = keys.lineage
+        self.store = store
+        self.keys = keys
+        self.clock = clock
+        self.root = f"lineages/{self.id}/"
+
+    # ---- identity
+    # ---------------------------------------------------------------------------------------------
+
+    def record_identity(self, identity: SourceIdentity, *, source: str) -> None:
+        """Note whose lineage this is; only the first call leaves something."""
+        if identity.lineage != self.id:
+            raise ValueError("identity belongs to another lineage")
+        record = {
+            "engine": identity.engine,
+            "system_identifier": identity.system_identifier,
+            "source": source,
+            "first_seen_utc": self.clock.now().isoformat(timespec="seconds"),
+            "public_key": self.keys.public_key().hex(),
+        }
+        try:
+            self.store.put(self.root + "identity", [json.dumps(record, indent=1, sort_keys=True).encode()])
+        except ObjectExists:
+            return
+
+    def identity(self) -> LineageIdentity | None:
+        """What `record_identity` noted; None where the lineage is not stored yet. Raises: IntegrityError."""
+        try:
+            record = json.loads(self.store.get(self.root + "identity"))
+            record["public_key"] = bytes.fromhex(record["public_key"])
+            found = LineageIdentity(**record)
+        except ObjectMissing:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"identity of lineage {self.id!r} is damaged") from error
+        if found.public_key != self.keys.public_key():
+            raise IntegrityError(
+                f"identity of lineage {self.id!r} names a foreign signing key",
+                hints=["was the repository tampered with?"],
+            )
+        return found
+
+    # ---- log
+    # --------------------------------------------------------------------------------------------------
+
+    def put_log(self, segment: LogSegment, parts: Sequence[Buffer], index: LogIndex) -> None:
+        """
+        Store a stretch of log; durable when it returns. The same stretch again is accepted when its bytes
+        are the same.
+
+        Raises: LogConflict, StoreError.
+        """
+        name = log_object_name(self.id, segment)
+        content = write_log_object(self.keys, segment, parts, index, clock=self.clock)
+        try:
+            self.store.put(name, content)
+        except ObjectExists as error:
+            if self.read_log(segment) != b"".join(parts):
+                raise _log_conflict(segment) from error
+
+    def logs(self) -> list[LogSegment]:
+        """
+        All stored log, from object names alone, by (branch, first, longest first). Stretches may overlap.
+        """
+        return _sorted_segments(self.store.list(self.root + "logs/"))
+
+    def logs_near(self, branch: str, offset: int) -> list[LogSegment]:
+        """Stored log that begins in the same 256 MiB of `branch` as `offset`: one short listing."""
+        return _sorted_segments(self.store.list(group_prefix(self.id, branch, offset)))
+
+    def log_index(self, segment: LogSegment) -> LogIndex:
+        """The commits of a stored stretch: one or two small reads. Raises: ObjectMissing, IntegrityError."""
+        name = log_object_name(self.id, segment)
+        length = min(INDEX_READ_BYTES, segment.size_bytes or INDEX_READ_BYTES)
+        head = (
+            self.store.get_range(name, offset=0, length=length)
+            if segment.size_bytes
+            else self.store.get(name)
+        )
+        if len(head) < (needed := index_bytes_needed(head)):
+            head = self.store.get_range(name, offset=0, length=needed)
+        return read_log_index(self.keys, segment, head)
+
+    def read_log(self, segment: LogSegment) -> bytes:
+        """The log bytes of a stored stretch, every one checked. Raises: ObjectMissing, IntegrityError."""
+        return read_log_object(self.keys, segment, self.store.get(log_object_name(self.id, segment)))
+
+    def put_history(self, branch: str, content: bytes) -> None:
+        """Store the raw history file of a branch. Raises: LogConflict where another one is stored."""
+        try:
+            self._put_record(f"logs/{branch}/history", content)
+        except ObjectExists as error:
+            if self._get_record(f"logs/{branch}/history") != content:
+                raise LogConflict(
+                    f"history of branch {branch} differs from the stored one",
+                    detail="Another server with the same system identifier has used this branch number.",
+                    hints=["does a restored copy of the source write to the same repository?"],
+                ) from error
+
+    def histories(self) -> dict[str, bytes]:
+        """Raw history files by branch."""
+        names = [info.name.split("/") for info in self.store.list(self.root + "logs/")]
+        branches = [parts[3] for parts in names if len(parts) == 5 and parts[4] == "history"]
+        return {branch: self._get_record(f"logs/{branch}/history") for branch in branches}
+
+    def put_hole(self, hole: LogHole) -> None:
+        """Record a hole and its cause; recording it again changes nothing."""
+        content = json.dumps({"first": hole.first, "last": hole.last, "cause": hole.cause}).encode()
+        try:
+            self._put_record(f"logs/{hole.branch}/holes/{hole.first:016x}-{hole.last:016x}", content)
+        except ObjectExists:
+            return
+
+    def holes(self) -> list[LogHole]:
+        """Recorded holes."""
+        found = []
+        for info in self.store.list(self.root + "logs/"):
+            parts = info.name.split("/")
+            if len(parts) == 6 and parts[4] == "holes":
+                fields = json.loads(self._get_record("/".join(parts[2:])))
+                found.append(LogHole(parts[3], fields["first"], fields["last"], fields["cause"]))
+        return found
+
+    # ---- base backups
+    # -----------------------------------------------------------------------------------------
+
+    def backup_ids(self) -> list[str]:
+        """Ids of committed backups, oldest first (ids begin with the instant of their start)."""
+        return sorted(info.name.rpartition("/")[2] for info in self.store.list(self.root + "backups/"))
+
+    def manifest_name(self, backup_id: str) -> str:
+        """Object name of a manifest: the commit point of a backup."""
+        return f"{self.root}backups/{backup_id}"
+
+    def manifest(self, backup_id: str) -> Manifest:
+        """A manifest, its signature checked. Raises: UnknownBackup, IntegrityError."""
+        name = self.manifest_name(backup_id)
+        try:
+            content = self.store.get(name)
+        except ObjectMissing as error:
+            raise UnknownBackup(
+                f"backup {backup_id!r} is not in the repository", hints=["`cloudsave list` shows the backups"]
+            ) from error
+        plain = b"".join(
+            read_frames(self.keys, name, Kind.MANIFEST, content, public_key=self.keys.public_key())
+        )
+        return decode_manifest(plain, f"manifest of backup {backup_id!r}")
+
+    def put_blob(self, name: str, kind: Kind, content: Buffer, *, sign: bool = False) -> int:
+        """
+        Seal `content` under `name` (relative to the lineage) and store it; its stored size. Raises:
+        ObjectExists.
+        """
+        writer = ContainerWriter(self.keys, self.root + name, kind, clock=self.clock)
+        view = memoryview(content)
+        for begin in range(0, len(view), BLOB_FRAME_BYTES):
+            writer.add(view[begin : begin + BLOB_FRAME_BYTES], proof=True)
+        self.store.put(self.root + name, writer.finish(sign=sign))
+        return writer.size_bytes
+
+    def get_blob(self, name: str, kind: Kind) -> bytes:
+        """The content that `put_blob` stored. Raises: ObjectMissing, IntegrityError."""
+        return b"".join(read_frames(self.keys, self.root + name, kind, self.store.get(self.root + name)))
+
+    def put_record_json(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Seal a small JSON record (pin, generation). Raises: ObjectExists."""
+        self._put_record(name, json.dumps(fields, sort_keys=True).encode())
+
+    def get_record_json(self, name: str) -> dict[str, Any]:
+        """A record that `put_record_json` stored. Raises: ObjectMissing, IntegrityError."""
+        return dict(json.loads(self._get_record(name)))
+
+    def _put_record(self, name: str, content: bytes) -> None:
+        if len(content) > RECORD_BYTES_MAX:
+            raise IntegrityError(f"record {name!r} is too large", detail=f"It has {len(content)} bytes.")
+        self.put_blob(name, Kind.RECORD, content)
+
+    def _get_record(self, name: str) -> bytes:
+        return self.get_blob(name, Kind.RECORD)
+
+
+def _sorted_segments(listing: Iterator[ObjectInfo]) -> list[LogSegment]:
+    found = (parse_log_object_name(info) for info in listing)
+    return sorted(
+        (segment for segment in found if segment is not None),
+        key=lambda segment: (segment.branch, segment.first, -segment.last),
+    )
+
+
+def _log_conflict(segment: LogSegment) -> LogConflict:
+    return LogConflict(
+        f"log of branch {segment.branch} differs from the stored log",
+        detail=f"Bytes {segment.first:#x} to {segment.last:#x} are stored with other content.",
+        hints=["does a restored copy of the source write to the same repository?"],
+    )

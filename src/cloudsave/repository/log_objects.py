@@ -1,0 +1,165 @@
+"""
+Log objects: a sealed stretch of log with an index of its commits.
+
+The name carries what a listing must tell: `logs/<branch>/<group>/<first>-<last>-<commit first>-<commit
+last>`, all but the branch as 16 (group: 8) lower-case hex digits; group = first >> 28; the instants are
+microseconds since 1970 of the first and last commit in log order, 0 where there is none. Frame 0 is the
+index, the other frames are the log bytes in order.
+
+    index frame
+    0    4    u32 length of the JSON head
+    4    ..   JSON head: branch, first, last, record_first, record_last, records_end, complete_until_us,
+              commits (count), restore_points ([offset, end offset, instant, name] each)
+    ..   ..   four arrays of `commits` 64-bit integers: offset, end offset, instant, transaction id
+
+Source: docs/repository_format.md; decision 0005.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cloudsave.clock import Clock
+from cloudsave.errors import IntegrityError
+from cloudsave.model.log import Commit, LogIndex, LogSegment, RestorePoint
+from cloudsave.repository.container import (
+    BLOB_FRAME_BYTES,
+    FRAME_HEADER,
+    HEADER_BYTES,
+    ContainerReader,
+    ContainerWriter,
+    Kind,
+    read_frames,
+)
+from cloudsave.repository.crypto import LineageKeys
+from cloudsave.store.api import Buffer, ObjectInfo
+
+GROUP_SHIFT = 28
+"""A listing of one group covers 256 MiB of log."""
+INDEX_READ_BYTES = 64 << 10
+"""First guess of what holds the index; a larger one takes a second read."""
+
+
+def log_object_name(lineage: str, segment: LogSegment) -> str:
+    """Full name of a log object."""
+    return (
+        f"{group_prefix(lineage, segment.branch, segment.first)}{segment.first:016x}-{segment.last:016x}"
+        f"-{segment.commit_first_us:016x}-{segment.commit_last_us:016x}"
+    )
+
+
+def group_prefix(lineage: str, branch: str, offset: int) -> str:
+    """Prefix of the log objects that begin near `offset`."""
+    return f"lineages/{lineage}/logs/{branch}/{offset >> GROUP_SHIFT:08x}/"
+
+
+def parse_log_object_name(info: ObjectInfo) -> LogSegment | None:
+    """The segment that a listed object holds, or None where the name is not that of a log object."""
+    parts = info.name.split("/")
+    numbers = parts[-1].split("-")
+    if len(parts) != 6 or len(numbers) != 4 or any(len(number) != 16 for number in numbers):
+        return None
+    try:
+        first, last, commit_first_us, commit_last_us = (int(number, 16) for number in numbers)
+    except ValueError:
+        return None
+    if last <= first:
+        return None
+    return LogSegment(parts[3], first, last, commit_first_us, commit_last_us, info.size_bytes)
+
+
+def write_log_object(
+    keys: LineageKeys, segment: LogSegment, log: Sequence[Buffer], index: LogIndex, *, clock: Clock
+) -> Sequence[Buffer]:
+    """The parts of a log object. Every frame is opened and compared before it leaves."""
+    writer = ContainerWriter(keys, log_object_name(keys.lineage, segment), Kind.LOG, clock=clock)
+    writer.add(_encode_index(segment, index), proof=True)
+    joined = log[0] if len(log) == 1 else b"".join(log)
+    view = memoryview(joined)
+    if len(view) != segment.last - segment.first:
+        raise ValueError("log bytes do not fill the segment")
+    for begin in range(0, len(view), BLOB_FRAME_BYTES):
+        writer.add(view[begin : begin + BLOB_FRAME_BYTES], proof=True)
+    return writer.finish()
+
+
+def read_log_object(keys: LineageKeys, segment: LogSegment, content: Buffer) -> bytes:
+    """The log bytes, all checked. Raises: IntegrityError."""
+    name = log_object_name(keys.lineage, segment)
+    frames = read_frames(keys, name, Kind.LOG, content)
+    if not frames:
+        raise IntegrityError(f"object {name!r} is damaged", detail="It holds no index.")
+    _decode_index(name, segment, frames[0])
+    log = b"".join(frames[1:])
+    if len(log) != segment.last - segment.first:
+        raise IntegrityError(
+            f"object {name!r} is damaged",
+            detail=f"It holds {len(log)} bytes of log; its name promises {segment.last - segment.first}.",
+        )
+    return log
+
+
+def index_bytes_needed(head: Buffer) -> int:
+    """How many bytes from the begin of the object hold the whole index frame, from its first 48 or more."""
+    _, _, sealed_bytes, _ = FRAME_HEADER.unpack_from(head, HEADER_BYTES)
+    return int(HEADER_BYTES + FRAME_HEADER.size + sealed_bytes)
+
+
+def read_log_index(keys: LineageKeys, segment: LogSegment, head: Buffer) -> LogIndex:
+    """The index from the first bytes of an object. Raises: IntegrityError."""
+    name = log_object_name(keys.lineage, segment)
+    view = memoryview(head)
+    plain, _ = ContainerReader(keys, name, Kind.LOG, view).open(view[HEADER_BYTES:], number=0)
+    return _decode_index(name, segment, plain)
+
+
+def _encode_index(segment: LogSegment, index: LogIndex) -> bytes:
+    head = json.dumps(
+        {
+            "branch": segment.branch,
+            "first": segment.first,
+            "last": segment.last,
+            "record_first": index.record_first,
+            "record_last": index.record_last,
+            "records_end": index.records_end,
+            "complete_until_us": index.complete_until_us,
+            "commits": len(index.commits),
+            "restore_points": [[p.offset, p.end_offset, p.instant_us, p.name] for p in index.restore_points],
+        }
+    ).encode()
+    columns = np.array(
+        [
+            [c.offset for c in index.commits],
+            [c.end_offset for c in index.commits],
+            [c.instant_us for c in index.commits],
+            [c.transaction for c in index.commits],
+        ],
+        dtype="<i8",
+    )
+    return struct.pack("<I", len(head)) + head + columns.tobytes()
+
+
+def _decode_index(name: str, segment: LogSegment, plain: bytes) -> LogIndex:
+    try:
+        (length,) = struct.unpack_from("<I", plain)
+        head: dict[str, Any] = json.loads(plain[4 : 4 + length])
+        count = head["commits"]
+        columns = np.frombuffer(plain, "<i8", 4 * count, 4 + length).reshape(4, count).tolist()
+        points = tuple(RestorePoint(*point) for point in head["restore_points"])
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise IntegrityError(f"object {name!r} is damaged", detail="Its index is malformed.") from error
+    if (head["branch"], head["first"], head["last"]) != (segment.branch, segment.first, segment.last):
+        raise IntegrityError(f"object {name!r} is damaged", detail="Its index names another stretch of log.")
+    return LogIndex(
+        commits=tuple(Commit(*row) for row in zip(*columns, strict=True)),
+        restore_points=points,
+        record_first=head["record_first"],
+        record_last=head["record_last"],
+        records_end=head["records_end"],
+        complete_until_us=head["complete_until_us"],
+    )

@@ -1,0 +1,183 @@
+"""The repository façade: what the flows see of stored objects. The format is in docs/repository_format.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloudsave.clock import Clock
+from cloudsave.errors import (
+    FormatUnsupported,
+    IntegrityError,
+    NoRepository,
+    ObjectExists,
+    ObjectMissing,
+    RepositoryExists,
+    StoreUnfit,
+    WrongKey,
+)
+from cloudsave.repository.crypto import KEY_BYTES, LineageKeys
+from cloudsave.repository.keys import (
+    RecoveryKey,
+    Secret,
+    key_id,
+    new_recovery_key,
+    open_slots,
+    passphrase_slot,
+    recipient_slot,
+)
+from cloudsave.repository.lineage import Lineage
+from cloudsave.store.api import ObjectStore
+
+REPOSITORY_OBJECT = "cloudsave.json"
+FORMAT_VERSION = 1
+KNOWN_FEATURES: frozenset[str] = frozenset()
+"""Feature bits that this release understands; a repository with another one is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedRepository:
+    """A new repository and the recovery key that was made for it; it is stored nowhere."""
+
+    repository: Repository
+    recovery_key: RecoveryKey
+
+
+class Repository:
+    """One repository, opened with its key."""
+
+    def __init__(
+        self, store: ObjectStore, repository_id: str, repository_key: bytes, *, clock: Clock
+    ) -> None:
+        self.store = store
+        self.repository_id = repository_id
+        self._key = repository_key
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"Repository({self.store.url!r})"
+
+    @staticmethod
+    def create(
+        store: ObjectStore, *, passphrase: str | None, recipients: Sequence[str] = (), clock: Clock
+    ) -> CreatedRepository:
+        """
+        Make a new repository with a fresh recovery key, and slots for the passphrase and further recipients.
+
+        Invariant: `cloudsave.json` is put last. Killed before, the place is no repository and `create` may
+        be run again; left-over slots wrap a key that nothing uses.
+        Raises: RepositoryExists, StoreUnfit.
+        """
+        if not store.capabilities.conditional_put:
+            raise StoreUnfit(
+                "store does not offer put-if-absent",
+                detail="Without it two writers could overwrite each other.",
+                hints=["run `cloudsave store validate URL`"],
+            )
+        _refuse_foreign_content(store)
+        repository_key = clock.random_bytes(KEY_BYTES)
+        recovery_key = new_recovery_key()
+        slots = [recipient_slot(repository_key, recovery_key.recipient)]
+        slots += [recipient_slot(repository_key, recipient) for recipient in recipients]
+        if passphrase is not None:
+            slots.append(passphrase_slot(repository_key, passphrase, clock=clock))
+        for slot in slots:
+            store.put(f"keys/{clock.random_bytes(8).hex()}", [slot])
+        repository_id = clock.random_bytes(16).hex()
+        head = {
+            "format": FORMAT_VERSION,
+            "repository_id": repository_id,
+            "key_id": key_id(repository_key),
+            "features": [],
+            "created_utc": clock.now().isoformat(timespec="seconds"),
+        }
+        try:
+            store.put(REPOSITORY_OBJECT, [json.dumps(head, indent=1, sort_keys=True).encode()])
+        except ObjectExists as error:
+            raise _exists(store) from error
+        return CreatedRepository(Repository(store, repository_id, repository_key, clock=clock), recovery_key)
+
+    @staticmethod
+    def open(store: ObjectStore, *, secret: Secret, clock: Clock) -> Repository:
+        """
+        Open with a passphrase or recovery key. Raises: NoRepository, WrongKey, FormatUnsupported,
+        IntegrityError.
+        """
+        head = read_head(store)
+        if secret.passphrase is None and secret.recovery_key is None:
+            raise WrongKey(
+                "no passphrase or recovery key was given",
+                hints=["set CLOUDSAVE_PASSPHRASE_FILE, or repository.passphrase_file in the configuration"],
+            )
+        slots = [store.get(info.name) for info in store.list("keys/")]
+        key = open_slots(slots, head["key_id"], secret)
+        return Repository(store, head["repository_id"], key, clock=clock)
+
+    def lineage_ids(self) -> list[str]:
+        """Ids of all lineages, sorted. One listing, by identity objects."""
+        names = (info.name.split("/") for info in self.store.list("lineages/"))
+        return sorted({parts[1] for parts in names if len(parts) == 3 and parts[2] == "identity"})
+
+    def lineage(self, lineage_id: str) -> Lineage:
+        """The lineage of that id, stored already or not."""
+        return Lineage(self.store, LineageKeys.derive(self._key, lineage_id), clock=self._clock)
+
+    def add_passphrase(self, passphrase: str) -> None:
+        """One more slot that a passphrase opens."""
+        self._put_slot(passphrase_slot(self._key, passphrase, clock=self._clock))
+
+    def add_recipient(self, recipient: str) -> None:
+        """One more slot that the owner of an age recipient opens."""
+        self._put_slot(recipient_slot(self._key, recipient))
+
+    def _put_slot(self, slot: bytes) -> None:
+        self.store.put(f"keys/{self._clock.random_bytes(8).hex()}", [slot])
+
+
+def read_head(store: ObjectStore) -> dict[str, Any]:
+    """The repository's plain head. Raises: NoRepository, IntegrityError, FormatUnsupported."""
+    try:
+        content = store.get(REPOSITORY_OBJECT)
+    except ObjectMissing as error:
+        raise NoRepository(
+            f"no cloudsave repository at {store.url}",
+            hints=["is the URL right?", "`cloudsave init` makes a new repository"],
+        ) from error
+    try:
+        head = json.loads(content)
+        version, features = head["format"], set(head["features"])
+        head["key_id"], head["repository_id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"object {REPOSITORY_OBJECT!r} is damaged",
+            detail="It is not the JSON object that `cloudsave init` wrote.",
+            hints=["restore it from a copy of the repository; it holds no secrets"],
+        ) from error
+    if version != FORMAT_VERSION or features - KNOWN_FEATURES:
+        raise FormatUnsupported(
+            f"cannot read repository at {store.url}",
+            detail=f"It has format {version}, features {sorted(features)}; this release reads {FORMAT_VERSION}.",
+            hints=["use a newer release of cloudsave"],
+        )
+    return dict(head)
+
+
+def _refuse_foreign_content(store: ObjectStore) -> None:
+    for info in store.list(""):
+        if info.name == REPOSITORY_OBJECT:
+            raise _exists(store)
+        if not info.name.startswith("keys/"):
+            raise RepositoryExists(
+                f"place for the repository is not empty: {store.url}",
+                detail=f"It holds {info.name!r}, which is not part of an unfinished `cloudsave init`.",
+                hints=["choose an empty directory or prefix"],
+            )
+
+
+def _exists(store: ObjectStore) -> RepositoryExists:
+    return RepositoryExists(
+        f"a cloudsave repository is already at {store.url}",
+        hints=["use it as it is, or choose another directory or prefix"],
+    )
