@@ -24,7 +24,7 @@ from cloudsave.repository.log_objects import (
     read_log_object,
     write_log_object,
 )
-from cloudsave.repository.manifests import decode_manifest
+from cloudsave.repository.manifests import decode_manifest, encode_manifest
 from cloudsave.store.api import Buffer, ObjectInfo, ObjectStore
 
 RECORD_BYTES_MAX = 16 << 20
@@ -195,6 +195,19 @@ class Lineage:
             read_frames(self.keys, name, Kind.MANIFEST, content, public_key=self.keys.public_key())
         )
         return decode_manifest(plain, f"manifest of backup {backup_id!r}")
+
+    def put_manifest(self, manifest: Manifest) -> None:
+        """Seal, sign and put a manifest. Raises: ObjectExists where the id is taken (or was revoked)."""
+        self.put_blob(f"backups/{manifest.backup_id}", Kind.MANIFEST, encode_manifest(manifest), sign=True)
+
+    def condemned_packs(self) -> set[str]:
+        """Packs of this lineage that a garbage collector is about to delete: they must not be reused."""
+        prefix = self.root + "packs/"
+        condemned: set[str] = set()
+        for info in self.store.list("tombs/"):
+            names = json.loads(self.store.get(info.name))["packs"]
+            condemned |= {name[len(prefix) :] for name in names if name.startswith(prefix)}
+        return condemned
 
     def put_blob(self, name: str, kind: Kind, content: Buffer, *, sign: bool = False) -> int:
         """

@@ -158,7 +158,7 @@ def read_head(store: ObjectStore) -> dict[str, Any]:
     if version != FORMAT_VERSION or features - KNOWN_FEATURES:
         raise FormatUnsupported(
             f"cannot read repository at {store.url}",
-            detail=f"It has format {version}, features {sorted(features)}; this release reads {FORMAT_VERSION}.",
+            detail=f"It has format {version} with features {sorted(features)}, not {FORMAT_VERSION}.",
             hints=["use a newer release of cloudsave"],
         )
     return dict(head)

@@ -1,0 +1,170 @@
+"""
+Pages that are already stored: what a new backup may reuse instead of storing again.
+
+Two origins: the parent backup's maps, and packs of backups that were killed before they could commit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from cloudsave.errors import CloudsaveError
+from cloudsave.model.manifest import FileEntry, Manifest
+from cloudsave.repository.container import FrameRef, Kind
+from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.maps import (
+    BLOCK_BYTES,
+    ZERO_FRAME,
+    Fingerprints,
+    MapObject,
+    SegmentMap,
+    decode_map_object,
+)
+from cloudsave.repository.packs import Stretch, read_trailer
+
+MAPS_CACHED_MAX = 8
+"""Limit: decoded map objects kept at once."""
+ADOPTED_BLOCKS_MAX = 8 << 20
+"""Limit: blocks of unfinished backups that are looked at (64 MiB of fingerprints, 64 GiB of data)."""
+FRAMES_PER_SEGMENT_MAX = 4096
+"""
+Limit: a file scattered over more frames than this is stored whole again, so that reading stays quick for
+ever.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PriorFile:
+    """
+    Stored blocks of one file. Arrays have one element per block; `frame` indexes `places`, ZERO_FRAME means
+    a block of zeros; blocks that are not stored have `known` false.
+    """
+
+    fingerprints: Fingerprints
+    known: npt.NDArray[np.bool_]
+    frame: npt.NDArray[np.uint32]
+    offset: npt.NDArray[np.uint32]
+    places: tuple[tuple[str, FrameRef], ...]
+    """(pack, frame)."""
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it speaks of."""
+        return len(self.fingerprints)
+
+
+def expand_segment(segment: SegmentMap, packs: tuple[str, ...], usable: Collection[str]) -> PriorFile:
+    """A parent's segment map, block by block; blocks in packs that are not `usable` are not known."""
+    runs, frames = segment.runs, segment.frames
+    count = runs["count"].astype(np.int64)
+    frame = np.repeat(runs["frame"], count)
+    within = np.arange(len(frame), dtype=np.int64) - np.repeat(runs["block"].astype(np.int64), count)
+    offset = np.repeat(runs["offset"].astype(np.int64), count) + within * BLOCK_BYTES
+    offset[frame == ZERO_FRAME] = 0
+    pack_usable = np.array([name in usable for name in packs], dtype=bool)
+    known = np.ones(len(frame), dtype=bool)
+    held = frame != ZERO_FRAME
+    known[held] = pack_usable[frames["pack"][frame[held]]]
+    places = tuple(
+        (packs[pack], FrameRef(number, frame_offset, sealed, plain))
+        for pack, number, frame_offset, sealed, plain in frames.tolist()
+    )
+    return PriorFile(segment.fingerprints, known, frame, offset.astype(np.uint32), places)
+
+
+@dataclass(slots=True)
+class _Adopted:
+    stretches: list[tuple[str, FrameRef, Stretch]] = field(default_factory=list)
+
+    def expand(self) -> PriorFile:
+        blocks = max(stretch.block + stretch.count for _, _, stretch in self.stretches)
+        fingerprints = np.zeros(blocks, np.uint64)
+        known = np.zeros(blocks, bool)
+        frame, offset = np.zeros(blocks, np.uint32), np.zeros(blocks, np.uint32)
+        places: dict[tuple[str, FrameRef], int] = {}
+        for pack, reference, stretch in self.stretches:
+            span = slice(stretch.block, stretch.block + stretch.count)
+            fingerprints[span] = stretch.fingerprints
+            known[span] = True
+            frame[span] = places.setdefault((pack, reference), len(places))
+            offset[span] = stretch.frame_offset + np.arange(stretch.count, dtype=np.uint32) * BLOCK_BYTES
+        return PriorFile(fingerprints, known, frame, offset, tuple(places))
+
+
+class Priors:
+    """Finds stored blocks by path. Used by one thread."""
+
+    def __init__(self, lineage: Lineage, parent: Manifest | None, usable_packs: Collection[str]) -> None:
+        self._lineage = lineage
+        self._parent = parent
+        self._usable = usable_packs
+        self._entries = {entry.path: entry for entry in parent.files} if parent else {}
+        self._maps: OrderedDict[int, MapObject] = OrderedDict()
+        self._adopted: dict[str, _Adopted] = {}
+
+    def parent_map_id(self, entry: FileEntry) -> str:
+        """Id of the map object of the parent's `entry`."""
+        assert self._parent is not None
+        return self._parent.maps[entry.map_index]
+
+    def parent_map_packs(self, entry: FileEntry) -> tuple[str, ...]:
+        """Packs that the map object of `entry` refers to."""
+        return self._map(entry.map_index).packs
+
+    def find(self, path: str) -> tuple[list[PriorFile], FileEntry | None]:
+        """
+        What is stored of the file at `path`: of the parent (first, where its entry is returned too), then
+        of unfinished backups.
+        """
+        found = []
+        entry = self._entries.get(path)
+        if entry is not None and entry.map_index >= 0:
+            parent_map = self._map(entry.map_index)
+            segment = parent_map.segments[entry.map_ordinal]
+            if len(segment.frames) <= FRAMES_PER_SEGMENT_MAX:
+                found.append(expand_segment(segment, parent_map.packs, self._usable))
+        entry = entry if found else None
+        if path in self._adopted:
+            found.append(self._adopted[path].expand())
+        return found, entry
+
+    def _map(self, index: int) -> MapObject:
+        if index not in self._maps:
+            assert self._parent is not None
+            map_id = self._parent.maps[index]
+            content = self._lineage.get_blob(f"maps/{map_id}", Kind.MAP)
+            self._maps[index] = decode_map_object(content, f"map {map_id!r}")
+            if len(self._maps) > MAPS_CACHED_MAX:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(index)
+        return self._maps[index]
+
+    def adopt(self, packs: list[tuple[str, int]]) -> int:
+        """
+        Look into packs (name, size) of unfinished backups; how many were usable.
+
+        A pack whose trailer cannot be read is left alone: it is waste that garbage collection removes.
+        """
+        adopted = blocks = 0
+        for name, size_bytes in packs:
+            try:
+                trailer = read_trailer(self._lineage.keys, self._lineage.store, name, size_bytes)
+            except CloudsaveError as error:
+                if error.retryable:
+                    raise
+                continue
+            references = [FrameRef(*row[1:]) for row in trailer.frames.tolist()]
+            for frame, stretch in trailer.stretches:
+                self._adopted.setdefault(stretch.path, _Adopted()).stretches.append(
+                    (name, references[frame], stretch)
+                )
+                blocks += stretch.count
+            adopted += 1
+            if blocks > ADOPTED_BLOCKS_MAX:
+                break
+        return adopted

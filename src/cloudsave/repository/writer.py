@@ -1,0 +1,406 @@
+"""
+Writes a base backup: pieces of files in, frames in packs out, maps and at last the manifest.
+
+A bounded pool of workers takes pieces from a bounded queue. Each worker reads into a buffer of its own (one
+frame), drops blocks that are zero or already stored, and seals the frame when it is full: scattered blocks
+of many files share frames. Memory = workers x (frame + pack in the making) + the queue + maps of files in
+flight.
+
+Invariant: the manifest is put when all packs and maps that it names are durable; before that the backup
+does not exist.
+Invariant: pin, then list tombs, then list packs, and only then reuse: garbage collection either sees the
+pin or the writer sees its tomb. (Checked by exhaustive exploration of a model; decision 0004.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from cloudsave.errors import GenerationFenced, ObjectExists
+from cloudsave.kernels.pages import FingerprintKey, fingerprints
+from cloudsave.model.item import Item, Piece
+from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
+from cloudsave.repository.container import FrameRef
+from cloudsave.repository.crypto import ZSTD_LEVEL
+from cloudsave.repository.file_maps import FileState, MapWriter, Slot
+from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.maps import BLOCK_BYTES, Fingerprints
+from cloudsave.repository.packs import PackBuilder, Stretch
+from cloudsave.repository.priors import Priors
+
+FRAME_BYTES = 1 << 20
+QUEUE_PIECES_PER_WORKER = 2
+PROOF_EVERY_FRAMES = 16
+"""Of so many data frames one is opened again and compared before it leaves (all of them with `paranoid`)."""
+GENERATION_TRIES_MAX = 100
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class WriterOptions:
+    """How to write."""
+
+    workers: int
+    level: int = ZSTD_LEVEL
+    paranoid: bool = False
+
+
+@dataclass(slots=True)
+class _Task:
+    piece: Piece
+    state: FileState
+
+
+@dataclass(slots=True)
+class _Worker:
+    """What one thread holds: the frame being gathered and the pack being built."""
+
+    buffer: memoryview
+    blocks_used: int = 0
+    gathered: list[tuple[FileState, Stretch]] = field(default_factory=list)
+    pack: PackBuilder | None = None
+    frames: int = 0
+
+    @property
+    def room(self) -> int:
+        return FRAME_BYTES - self.blocks_used * BLOCK_BYTES
+
+
+class _Bytes:
+    """A piece whose bytes are at hand."""
+
+    def __init__(self, item: Item, content: bytes) -> None:
+        self.item = item
+        self.offset = 0
+        self.length = len(content)
+        self._content = memoryview(content)
+
+    def read_into(self, target: memoryview, *, offset: int) -> int:
+        part = self._content[offset : offset + len(target)]
+        target[: len(part)] = part
+        return len(part)
+
+
+class BackupWriter:
+    """One backup being written. Order: open, store..., drain, commit; or abort at any time."""
+
+    def __init__(
+        self,
+        lineage: Lineage,
+        backup_id: str,
+        *,
+        parent: Manifest | None,
+        options: WriterOptions,
+        advance: Callable[[int], None],
+    ) -> None:
+        self.backup_id = backup_id
+        self._lineage = lineage
+        self._parent = parent
+        self._options = options
+        self._advance = advance
+        self._key = FingerprintKey.from_bytes(lineage.keys.fingerprint_seed(), page_bytes=BLOCK_BYTES)
+        self._queue: queue.Queue[_Task | None] = queue.Queue(options.workers * QUEUE_PIECES_PER_WORKER)
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+        self._sequence = itertools.count()
+        self._generation = 0
+        self._statistics = BackupStatistics()
+        self._current: FileState | None = None
+        self._maps = MapWriter(lineage)
+        self._stopping = False
+
+    # ---- life cycle
+    # -------------------------------------------------------------------------------------------
+
+    def open(self) -> int:
+        """
+        Claim a generation, pin what may be reused, start the workers. Returns the number of adopted packs.
+        """
+        self._generation = self._claim_generation()
+        unfinished = self._unfinished_generations()
+        self._lineage.put_record_json(
+            f"pins/{self.backup_id}",
+            {
+                "generation": self._generation,
+                "parents": [self._parent.backup_id] if self._parent else [],
+                "adopts": unfinished,
+                "created_utc": self._lineage.clock.now().isoformat(timespec="seconds"),
+            },
+        )
+        condemned = self._lineage.condemned_packs()
+        prefix = self._lineage.root + "packs/"
+        sizes = {info.name[len(prefix) :]: info.size_bytes for info in self._lineage.store.list(prefix)}
+        usable = {name: size for name, size in sizes.items() if name not in condemned}
+        self._priors = Priors(self._lineage, self._parent, usable.keys())
+        wanted = {f"{generation:08x}" for generation in unfinished}
+        adopted = self._priors.adopt(
+            [(n, s) for n, s in sorted(usable.items()) if n.partition("-")[0] in wanted]
+        )
+        for number in range(self._options.workers):
+            thread = threading.Thread(target=self._work, name=f"backup-worker-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return adopted
+
+    def store(self, piece: Piece) -> None:
+        """Take a piece; all pieces of a file come one after the other. Blocks while the queue is full."""
+        state = self._current
+        if state is None or state.item.path != piece.item.path:
+            self._close_current()
+            state = self._current = self._new_state(piece.item)
+        with self._lock:
+            state.pending += 1
+        self._submit(_Task(piece, state))
+
+    def store_content(self, item: Item, content: bytes) -> None:
+        """A whole small file whose bytes are at hand."""
+        self.store(_Bytes(replace(item, size_bytes=len(content)), content))
+
+    def add_entry(self, item: Item) -> None:
+        """A directory, link or file without content."""
+        self._maps.add_entry(_entry(item))
+
+    def drain(self) -> None:
+        """Wait until all that was given is durable in packs."""
+        self._close_current()
+        for _ in self._threads:
+            self._submit(None)
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+        self._raise_error()
+        self._threads = []
+
+    def commit(self, draft: Manifest) -> Manifest:
+        """
+        Put the manifest: `draft` completed with files, maps, packs and counts. The backup exists from here
+        on.
+
+        Raises: GenerationFenced where this backup was revoked in the meantime.
+        """
+        with self._lock:
+            self._maps.flush()
+        statistics = replace(
+            self._statistics,
+            seconds=(draft.finished_us - draft.started_us) / 1e6,
+            bytes_stored=self._statistics.bytes_stored + self._maps.bytes_stored,
+        )
+        manifest = self._maps.complete(replace(draft, statistics=statistics))
+        try:
+            self._lineage.put_manifest(manifest)
+        except ObjectExists as error:
+            raise GenerationFenced(
+                f"backup {self.backup_id!r} was revoked while it was written",
+                detail="Garbage collection took it for dead and reserved its name.",
+                hints=["run the backup again; was this process suspended for a long time?"],
+            ) from error
+        return manifest
+
+    def abort(self) -> None:
+        """Stop the workers; nothing is committed. Harmless at any time."""
+        self._stopping = True
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    # ---- before the first piece
+    # -------------------------------------------------------------------------------
+
+    def _claim_generation(self) -> int:
+        prefix = self._lineage.root + "generations/"
+        taken = [int(info.name[len(prefix) :], 16) for info in self._lineage.store.list(prefix)]
+        following = max(taken, default=0) + 1
+        for generation in range(following, following + GENERATION_TRIES_MAX):
+            try:
+                self._lineage.put_record_json(f"generations/{generation:08x}", {"backup": self.backup_id})
+            except ObjectExists:
+                continue
+            return generation
+        raise GenerationFenced("could not claim a writer generation: others are faster", hints=["try again"])
+
+    def _unfinished_generations(self) -> list[int]:
+        """Generations of pins whose backup was never committed."""
+        committed = set(self._lineage.backup_ids())
+        prefix = self._lineage.root + "pins/"
+        pinned = [info.name[len(prefix) :] for info in self._lineage.store.list(prefix)]
+        return [
+            int(self._lineage.get_record_json(f"pins/{backup_id}")["generation"])
+            for backup_id in pinned
+            if backup_id not in committed
+        ]
+
+    def _new_state(self, item: Item) -> FileState:
+        priors, parent_entry = self._priors.find(item.path)
+        return FileState(item, priors, parent_entry)
+
+    def _close_current(self) -> None:
+        state, self._current = self._current, None
+        if state is None:
+            return
+        with self._lock:
+            state.closed = True
+            self._finish_if_complete(state)
+
+    # ---- workers
+    # ----------------------------------------------------------------------------------------------
+
+    def _submit(self, task: _Task | None) -> None:
+        while True:
+            self._raise_error()
+            try:
+                self._queue.put(task, timeout=POLL_SECONDS)
+            except queue.Full:
+                continue
+            return
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        worker = _Worker(memoryview(bytearray(FRAME_BYTES)))
+        try:
+            while not self._stopping:
+                try:
+                    task = self._queue.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if task is None:
+                    self._seal(worker)
+                    self._close_pack(worker)
+                    return
+                self._take(worker, task)
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
+            self._error = error
+            self._stopping = True
+
+    def _take(self, worker: _Worker, task: _Task) -> None:
+        piece, done, short = task.piece, 0, False
+        while done < piece.length and not self._stopping:
+            want = min(worker.room, piece.length - done)
+            begin = worker.blocks_used * BLOCK_BYTES
+            got = piece.read_into(worker.buffer[begin : begin + want], offset=done)
+            if got:
+                self._gather(worker, task.state, piece.offset + done, got)
+                self._advance(got)
+            done += got
+            if worker.room == 0:
+                self._seal(worker)
+            if got < want:
+                short = True
+                break
+        with self._lock:
+            task.state.pending -= 1
+            task.state.shrank = task.state.shrank or short
+            self._finish_if_complete(task.state)
+
+    def _gather(self, worker: _Worker, state: FileState, offset: int, got: int) -> None:
+        """
+        `got` bytes of `state` from `offset` stand in the buffer behind what is gathered: keep what is new.
+        """
+        begin, count = worker.blocks_used * BLOCK_BYTES, -(-got // BLOCK_BYTES)
+        worker.buffer[begin + got : begin + count * BLOCK_BYTES] = bytes(count * BLOCK_BYTES - got)
+        pages = worker.buffer[begin : begin + count * BLOCK_BYTES]
+        prints = np.empty(count, np.uint64)
+        zero = fingerprints(pages, page_bytes=BLOCK_BYTES, key=self._key, out=prints).astype(bool)
+        block = offset // BLOCK_BYTES
+        placement = state.match(block, prints, zero)
+        keep = placement.keep
+        kept = int(keep.sum())
+        if 0 < kept < count:
+            rows = np.frombuffer(pages, np.uint8).reshape(count, BLOCK_BYTES)
+            rows[:kept] = rows[keep]
+        stretches = self._stretches(state.item.path, block, prints, keep, worker.blocks_used)
+        worker.gathered += [(state, stretch) for stretch in stretches]
+        worker.blocks_used += kept
+        with self._lock:
+            state.note(block, offset + got, prints, placement)
+            state.pending += len(stretches)
+            counts = self._statistics
+            self._statistics = replace(
+                counts,
+                bytes_read=counts.bytes_read + got,
+                blocks_total=counts.blocks_total + count,
+                blocks_stored=counts.blocks_stored + kept,
+                blocks_zero=counts.blocks_zero + placement.zero_blocks,
+                blocks_reused=counts.blocks_reused + placement.reused_blocks,
+            )
+
+    @staticmethod
+    def _stretches(
+        path: str,
+        block: int,
+        prints: Fingerprints,
+        keep: np.ndarray[tuple[int], np.dtype[np.bool_]],
+        used: int,
+    ) -> list[Stretch]:
+        """Runs of kept blocks, with their places in the frame."""
+        places = np.flatnonzero(keep)
+        if not len(places):
+            return []
+        stretches = []
+        for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
+            first, count = int(run[0]), len(run)
+            stretches.append(
+                Stretch(path, block + first, count, used * BLOCK_BYTES, prints[first : first + count])
+            )
+            used += count
+        return stretches
+
+    def _seal(self, worker: _Worker) -> None:
+        """Turn what is gathered into a frame, and put the pack when it is full."""
+        if not worker.blocks_used:
+            return
+        if worker.pack is None:
+            name = f"{self._generation:08x}-{next(self._sequence):08x}"
+            worker.pack = PackBuilder.open(
+                self._lineage.keys, name, clock=self._lineage.clock, level=self._options.level
+            )
+        proof = self._options.paranoid or worker.frames % PROOF_EVERY_FRAMES == 0
+        plain = worker.buffer[: worker.blocks_used * BLOCK_BYTES]
+        frame = worker.pack.add(plain, [stretch for _, stretch in worker.gathered], proof=proof)
+        gathered, worker.gathered, worker.blocks_used = worker.gathered, [], 0
+        worker.frames += 1
+        self._place(worker.pack.name, frame, gathered)
+        if worker.pack.is_full:
+            self._close_pack(worker)
+
+    def _place(self, pack: str, frame: FrameRef, gathered: list[tuple[FileState, Stretch]]) -> None:
+        with self._lock:
+            for state, stretch in gathered:
+                state.slots.append(Slot(stretch.block, stretch.count, pack, frame, stretch.frame_offset))
+                state.pending -= 1
+                self._finish_if_complete(state)
+
+    def _close_pack(self, worker: _Worker) -> None:
+        if worker.pack is None:
+            return
+        stored = worker.pack.put(self._lineage.store)
+        worker.pack = None
+        with self._lock:
+            self._statistics = replace(self._statistics, bytes_stored=self._statistics.bytes_stored + stored)
+
+    def _finish_if_complete(self, state: FileState) -> None:
+        """With the lock held: a file whose last block has its place gets its map."""
+        if state.closed and state.pending == 0 and not state.finished:
+            state.finished = True
+            self._maps.add_file(state, _entry(state.item), self._priors)
+
+
+def _entry(item: Item) -> FileEntry:
+    return FileEntry(
+        path=item.path,
+        kind=item.kind,
+        mode=item.mode,
+        modified_us=item.modified_us,
+        page_bytes=item.page_bytes,
+        link_target=item.link_target,
+        outside=item.outside,
+    )
