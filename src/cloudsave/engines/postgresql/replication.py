@@ -112,17 +112,25 @@ class ReplicationConnection:
 
     @classmethod
     def open(
-        cls, conninfo: str, *, clock: Clock = SYSTEM_CLOCK, timeout_seconds: float = CONNECT_SECONDS_MAX
+        cls,
+        conninfo: str,
+        *,
+        replication: bool = True,
+        clock: Clock = SYSTEM_CLOCK,
+        timeout_seconds: float = CONNECT_SECONDS_MAX,
     ) -> ReplicationConnection:
         """
-        Connect with `replication=true` added to `conninfo`.
+        Connect with `replication=true` added to `conninfo`; without `replication`, for plain SQL by `query`.
 
         Raises: EngineUnavailable, PermissionMissing.
         """
         try:
-            wanted = make_conninfo(conninfo, replication="true", client_encoding="UTF8")
-        except psycopg.Error as error:
-            raise EngineError("cannot use connection string", detail=str(error)) from None
+            wanted = make_conninfo(
+                conninfo, replication="true" if replication else "false", client_encoding="UTF8"
+            )
+        except psycopg.Error:
+            # No text of libpq: it quotes what it could not parse, which may be a password.
+            raise EngineError("cannot use connection string") from None
         pgconn = _connect(wanted, clock=clock, timeout_seconds=timeout_seconds)
         return cls(pgconn, clock=clock)
 
