@@ -107,6 +107,8 @@ class BackupWriter:
         self._key = FingerprintKey.from_bytes(lineage.keys.fingerprint_seed(), page_bytes=BLOCK_BYTES)
         self._queue: queue.Queue[_Task | None] = queue.Queue(options.workers * QUEUE_PIECES_PER_WORKER)
         self._lock = threading.Lock()
+        self._read = threading.Condition()
+        self._unread = 0
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._sequence = itertools.count()
@@ -157,6 +159,8 @@ class BackupWriter:
             state = self._current = self._new_state(piece.item)
         with self._lock:
             state.pending += 1
+        with self._read:
+            self._unread += 1
         self._submit(_Task(piece, state))
 
     def store_content(self, item: Item, content: bytes) -> None:
@@ -166,6 +170,15 @@ class BackupWriter:
     def add_entry(self, item: Item) -> None:
         """A directory, link or file without content."""
         self._maps.add_entry(_entry(item))
+
+    def settle(self) -> None:
+        """Wait until all pieces given so far have been read (their frames may still be open)."""
+        self._close_current()
+        with self._read:
+            while self._unread:
+                self._raise_error()
+                self._read.wait(POLL_SECONDS)
+        self._raise_error()
 
     def drain(self) -> None:
         """Wait until all that was given is durable in packs."""
@@ -277,6 +290,9 @@ class BackupWriter:
                     self._close_pack(worker)
                     return
                 self._take(worker, task)
+                with self._read:
+                    self._unread -= 1
+                    self._read.notify_all()
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
             self._error = error
             self._stopping = True
