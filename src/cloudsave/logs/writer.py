@@ -1,0 +1,265 @@
+"""
+From a stream of log bytes to durable log objects: cut, index, put, acknowledge.
+
+Receiving goes on while one thread indexes, seals and puts. Invariant: log is acknowledged only after its
+object's put has returned; else the server could recycle log that a crash of ours would lose.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cloudsave.engines.api import LogIndexer
+from cloudsave.logs.status import CaptureOptions
+from cloudsave.model.log import LogHole, LogIndex, LogSegment
+
+
+class LogArchive(Protocol):
+    """What capture needs of a lineage in the repository (`repository.lineage.Lineage`)."""
+
+    id: str
+
+    def put_log(self, segment: LogSegment, parts: Sequence[bytes], index: LogIndex) -> None:
+        """Store a stretch of log; durable when it returns. Raises: LogConflict, StoreError."""
+
+    def logs(self) -> list[LogSegment]:
+        """All stored stretches."""
+
+    def log_index(self, segment: LogSegment) -> LogIndex:
+        """What a stored stretch contains."""
+
+    def read_log(self, segment: LogSegment) -> bytes:
+        """The bytes of a stored stretch."""
+
+    def put_history(self, branch: str, content: bytes) -> None:
+        """Store a branch's raw history file. Raises: LogConflict."""
+
+    def histories(self) -> dict[str, bytes]:
+        """Raw history files by branch."""
+
+    def put_hole(self, hole: LogHole) -> None:
+        """Record lost log."""
+
+    def holes(self) -> list[LogHole]:
+        """Recorded holes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One object to be made."""
+
+    first: int
+    last: int
+    parts: tuple[bytes, ...]
+    complete_until_us: int
+
+
+@dataclass(slots=True)
+class Window:
+    """
+    The stretch between two multiples of the object size that is being filled: its pieces so far, for one
+    object of the whole when it was stored in several. `begin` is None when the first bytes are not at hand.
+    """
+
+    begin: int | None = None
+    parts: list[bytes] | None = None
+    indexes: list[LogIndex] | None = None
+
+
+def segment_of(branch: str, first: int, last: int, index: LogIndex) -> LogSegment:
+    """The segment of a stretch with the instants of its commits."""
+    commits = index.commits
+    return LogSegment(
+        branch,
+        first,
+        last,
+        commits[0].instant_us if commits else 0,
+        commits[-1].instant_us if commits else 0,
+    )
+
+
+def merged_index(indexes: Sequence[LogIndex]) -> LogIndex:
+    """The index of adjacent stretches taken as one."""
+    firsts = [one.record_first for one in indexes if one.record_first is not None]
+    lasts = [one.record_last for one in indexes if one.record_last is not None]
+    return LogIndex(
+        commits=tuple(commit for one in indexes for commit in one.commits),
+        restore_points=tuple(point for one in indexes for point in one.restore_points),
+        record_first=firsts[0] if firsts else None,
+        record_last=lasts[-1] if lasts else None,
+        records_end=max(one.records_end for one in indexes),
+        complete_until_us=indexes[-1].complete_until_us,
+    )
+
+
+def window_bytes(log_file_bytes: int, options: CaptureOptions) -> int:
+    """Objects end at multiples of this, so that none crosses the end of a log file."""
+    return min(log_file_bytes, options.object_bytes_max)
+
+
+class LogWriter:
+    """
+    Writes the log of one branch from `start` on. One thread appends; an own thread indexes and puts.
+
+    `indexer` must be ready for the byte at `start`. `durable(end, objects, bytes)` is called by the own
+    thread after each put.
+    """
+
+    def __init__(
+        self,
+        archive: LogArchive,
+        indexer: LogIndexer,
+        *,
+        branch: str,
+        start: int,
+        window: Window,
+        window_size: int,
+        options: CaptureOptions,
+        durable: Callable[[int, int], None],
+    ) -> None:
+        self.end = start
+        """End of the log that was appended."""
+        self._archive = archive
+        self._indexer = indexer
+        self._branch = branch
+        self._window = window
+        self._window_size = window_size
+        self._options = options
+        self._durable = durable
+        self._first = start
+        self._parts: list[bytes] = []
+        self._first_at = 0.0
+        self._proved: tuple[int, int] = (0, 0)
+        self._state = threading.Condition()
+        self._jobs: deque[_Job] = deque()
+        self._queued_bytes = 0
+        self._closing = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="log-put", daemon=True)
+        self._thread.start()
+
+    # ---- receiving side
+
+    def append(self, data: bytes, now: float) -> None:
+        """Take bytes that follow the last ones; `now` is monotonic."""
+        view = memoryview(data)
+        while view:
+            room = self._window_size - self.end % self._window_size
+            piece = view[:room]
+            if not self._parts:
+                self._first_at = now
+            self._parts.append(data if len(piece) == len(data) else bytes(piece))
+            self.end += len(piece)
+            view = view[len(piece) :]
+            if self.end % self._window_size == 0:
+                self.cut()
+
+    def note_clock(self, server_clock_us: int, server_end: int) -> None:
+        """All log made durable on the server before the instant lies below `server_end`."""
+        if server_clock_us and server_end <= self.end:
+            self._proved = (server_end, server_clock_us)
+
+    def cut_if_due(self, now: float) -> None:
+        """Cut an object when its first byte is old enough."""
+        if self._parts and now - self._first_at >= self._options.object_age_seconds:
+            self.cut()
+
+    def cut(self) -> None:
+        """Hand what is at hand to the putting thread."""
+        if not self._parts:
+            return
+        proved_end, instant_us = self._proved
+        job = _Job(self._first, self.end, tuple(self._parts), instant_us if proved_end <= self.end else 0)
+        self._first, self._parts = self.end, []
+        with self._state:
+            self._jobs.append(job)
+            self._queued_bytes += job.last - job.first
+            self._state.notify_all()
+
+    def wait_for_room(self, seconds: float) -> bool:
+        """Wait while too much is queued; False when there still is no room. Raises what the put raised."""
+        with self._state:
+            self._state.wait_for(
+                lambda: self._error is not None or self._queued_bytes < self._options.queue_bytes_max, seconds
+            )
+            self._raise_error()
+            return self._queued_bytes < self._options.queue_bytes_max
+
+    def finish(self) -> None:
+        """Store all that was appended and end the thread. Raises what a put raised."""
+        self.cut()
+        with self._state:
+            self._closing = True
+            self._state.notify_all()
+        self._thread.join()
+        with self._state:
+            self._raise_error()
+
+    def abort(self) -> None:
+        """Drop what is queued and end the thread; a put that runs is waited for."""
+        with self._state:
+            self._jobs.clear()
+            self._closing = True
+            self._state.notify_all()
+        self._thread.join()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # ---- putting side
+
+    def _work(self) -> None:
+        try:
+            while (job := self._next_job()) is not None:
+                self._store(job)
+                with self._state:
+                    self._queued_bytes -= job.last - job.first
+                    self._state.notify_all()
+        except BaseException as error:  # noqa: BLE001 - handed to the receiving thread, which raises it
+            with self._state:
+                self._error = error
+                self._jobs.clear()
+                self._state.notify_all()
+
+    def _next_job(self) -> _Job | None:
+        with self._state:
+            self._state.wait_for(lambda: self._jobs or self._closing)
+            return self._jobs.popleft() if self._jobs else None
+
+    def _store(self, job: _Job) -> None:
+        for part in job.parts:
+            self._indexer.feed(part)
+        taken = self._indexer.take()
+        index = LogIndex(
+            commits=taken.commits,
+            restore_points=taken.restore_points,
+            record_first=taken.record_first,
+            record_last=taken.record_last,
+            records_end=taken.records_end,
+            complete_until_us=job.complete_until_us,
+        )
+        self._archive.put_log(segment_of(self._branch, job.first, job.last, index), job.parts, index)
+        self._durable(job.last, job.last - job.first)
+        self._fill_window(job, index)
+
+    def _fill_window(self, job: _Job, index: LogIndex) -> None:
+        """When a whole window was stored in pieces, store it once more as one, for restores and listings."""
+        window = self._window
+        if job.first % self._window_size == 0:
+            window.begin, window.parts, window.indexes = job.first, [], []
+        if window.begin is None or window.parts is None or window.indexes is None:
+            return
+        window.parts.extend(job.parts)
+        window.indexes.append(index)
+        if job.last % self._window_size:
+            return
+        if len(window.indexes) > 1:
+            whole = merged_index(window.indexes)
+            segment = segment_of(self._branch, window.begin, job.last, whole)
+            self._archive.put_log(segment, window.parts, whole)
+        window.begin, window.parts, window.indexes = None, None, None
