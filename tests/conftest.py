@@ -1,0 +1,5 @@
+"""Plugins that every test may use: real engines as fixtures, and the table of those exercised."""
+
+from __future__ import annotations
+
+pytest_plugins = ["tests.engine_report", "tests.integration.postgresql.fixtures"]
