@@ -5,7 +5,7 @@ the life cycle. A `Dialect` knows an engine's formats without a server; an `Engi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 from cloudsave.model.engine_facts import (
@@ -55,9 +55,9 @@ class LogSource(Protocol):
         Connect, see to the slot. Raises: CaptureRunning, SlotLost, EngineUnavailable, PermissionMissing.
         """
 
-    def stream(self, start: Position) -> Iterator[LogChunk | BranchEnd]:
+    def stream(self, start: Position) -> Generator[LogChunk | BranchEnd, None, None]:
         """
-        Log from `start` on, for ever or to the end of the branch. Raises: LogRemoved, EngineUnavailable.
+        Log from `start` on, until closed or the branch ends. Raises: LogRemoved, EngineUnavailable.
         """
 
     def history(self, branch: str) -> bytes:
@@ -65,6 +65,9 @@ class LogSource(Protocol):
 
     def acknowledge(self, position: Position) -> None:
         """All log before `position` is durable; the server may recycle it."""
+
+    def replace_slot(self) -> None:
+        """Drop a slot that is lost; the next `connect` makes a new one."""
 
     def close(self) -> None:
         """Leave the connection; the slot stays. Never raises."""

@@ -70,6 +70,16 @@ class Window:
     indexes: list[LogIndex] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WriterStart:
+    """Where writing begins. `indexer` is ready for the byte at `offset`; `window` holds what is before it."""
+
+    branch: str
+    offset: int
+    indexer: LogIndexer
+    window: Window
+
+
 def segment_of(branch: str, first: int, last: int, index: LogIndex) -> LogSegment:
     """The segment of a stretch with the instants of its commits."""
     commits = index.commits
@@ -105,32 +115,28 @@ class LogWriter:
     """
     Writes the log of one branch from `start` on. One thread appends; an own thread indexes and puts.
 
-    `indexer` must be ready for the byte at `start`. `durable(end, objects, bytes)` is called by the own
-    thread after each put.
+    `durable(end, bytes)` is called by the own thread after each put.
     """
 
     def __init__(
         self,
         archive: LogArchive,
-        indexer: LogIndexer,
+        start: WriterStart,
         *,
-        branch: str,
-        start: int,
-        window: Window,
         window_size: int,
         options: CaptureOptions,
         durable: Callable[[int, int], None],
     ) -> None:
-        self.end = start
+        self.end = start.offset
         """End of the log that was appended."""
         self._archive = archive
-        self._indexer = indexer
-        self._branch = branch
-        self._window = window
+        self._indexer = start.indexer
+        self._branch = start.branch
+        self._window = start.window
         self._window_size = window_size
         self._options = options
         self._durable = durable
-        self._first = start
+        self._first = start.offset
         self._parts: list[bytes] = []
         self._first_at = 0.0
         self._proved: tuple[int, int] = (0, 0)

@@ -14,10 +14,11 @@ Source: PostgreSQL manual, Streaming Replication Protocol; src/backend/replicati
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
@@ -122,7 +123,7 @@ class PostgresLogSource:
         finally:
             connection.close()
 
-    def stream(self, start: Position) -> Iterator[LogChunk | BranchEnd]:
+    def stream(self, start: Position) -> Generator[LogChunk | BranchEnd, None, None]:
         """See `LogSource.stream`. `start` may be any position, also inside a WAL segment."""
         connection = self._connected()
         self._durable, self._acknowledged = 0, False
@@ -143,7 +144,7 @@ class PostgresLogSource:
             raise
         finally:
             if streaming:
-                connection.end_copy_both()
+                self._leave(connection)
 
     def history(self, branch: str) -> bytes:
         """The raw history file; empty for the first timeline, which has none."""
@@ -248,6 +249,12 @@ class PostgresLogSource:
             if not chunk.data:
                 requested_at = None
             yield chunk
+
+    def _leave(self, connection: ReplicationConnection) -> None:
+        """End the stream from our side; the last acknowledgement still goes out."""
+        with contextlib.suppress(EngineError):
+            self._send_status(connection, written=self._durable, ask=False)
+        connection.end_copy_both()
 
     def _send_status(self, connection: ReplicationConnection, *, written: int, ask: bool) -> None:
         clock = us_from_instant(self._clock.now()) - _EPOCH_2000_US

@@ -1,0 +1,149 @@
+"""
+What is stored just before the frontier, made ready to go on: the bytes to compare with what the server
+sends again, the indexer in the midst of its record, the half-filled window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cloudsave.engines.api import Dialect, LogIndexer
+from cloudsave.errors import IntegrityError, LogConflict
+from cloudsave.logs.ledger import Step, file_begin
+from cloudsave.logs.writer import LogArchive, Window, WriterStart
+from cloudsave.model.identity import SourceIdentity
+from cloudsave.model.ledger import Extent, Ledger
+from cloudsave.model.position import Position
+
+OVERLAP_BYTES = 64 << 10
+"""Stored log before the frontier that is asked for again and compared."""
+_PAGE_BYTES = 8192
+_INDEXES_MAX = 64
+"""Limit: stored objects looked through for the end of a complete record."""
+
+
+class Overlap:
+    """Stored bytes [first, last) of a branch, compared with what the server sends again."""
+
+    def __init__(self, branch: str, first: int, stored: bytes) -> None:
+        self.first = first
+        self.last = first + len(stored)
+        self._branch = branch
+        self._stored = stored
+
+    def strip(self, offset: int, data: bytes) -> bytes:
+        """The part of `data` (log from `offset` on) that is new. Raises: LogConflict."""
+        if offset >= self.last:
+            return data
+        known = self._stored[offset - self.first : offset - self.first + len(data)]
+        if data[: len(known)] != known:
+            differing = next(n for n, (a, b) in enumerate(zip(known, data, strict=False)) if a != b)
+            raise LogConflict(
+                f"log of branch {self._branch} on the server differs from the stored log",
+                detail=f"The first difference is at {offset + differing:#x}.",
+                hints=[
+                    "was the server put back to an older state, or is it another copy of the cluster?",
+                    "a server that was restored must be promoted to a new timeline",
+                ],
+            )
+        return data[len(known) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """All that streaming a step needs."""
+
+    stream_from: int
+    overlap: Overlap
+    start: WriterStart
+
+
+def read_stored(archive: LogArchive, extents: tuple[Extent, ...]) -> bytes:
+    """The bytes of extents that touch."""
+    parts: list[bytes] = []
+    for extent in extents:
+        data = archive.read_log(extent.segment)
+        begin = extent.segment.first
+        parts.append(data[extent.first - begin : extent.last - begin])
+    return b"".join(parts)
+
+
+class Resumer:
+    """Makes steps ready, for one connected server."""
+
+    def __init__(
+        self, archive: LogArchive, dialect: Dialect, identity: SourceIdentity, *, window_size: int
+    ) -> None:
+        self._archive = archive
+        self._dialect = dialect
+        self._identity = identity
+        self._window_size = window_size
+
+    def prepare(self, step: Step, ledger: Ledger, *, overlap: bool) -> Resume:
+        """
+        Make `step` ready. `overlap`: ask for log before the frontier again and compare it; without it (the
+        server has recycled that log) the indexer still checks that records continue what is stored.
+        """
+        if not step.resumed:
+            begin = file_begin(step.frontier, self._identity.log_file_bytes)
+            start = WriterStart(step.branch, begin, self._indexer(step.branch, begin), Window())
+            return Resume(begin, Overlap(step.branch, begin, b""), start)
+        range_begin = next(a for a, b in ledger.ranges(step.branch) if a < step.frontier <= b)
+        boundary = self._record_boundary(step, ledger, range_begin)
+        compare_from = max(range_begin, (step.frontier - OVERLAP_BYTES) // _PAGE_BYTES * _PAGE_BYTES)
+        low = min(boundary, compare_from)
+        stored = self._stored(step, ledger, low)
+        indexer = self._indexer(step.branch, boundary)
+        if boundary < step.frontier:
+            indexer.feed(stored[boundary - low :])
+            indexer.take()
+        start = WriterStart(step.branch, step.frontier, indexer, self._window(step, ledger, range_begin))
+        if not overlap:
+            return Resume(step.frontier, Overlap(step.branch, step.frontier, b""), start)
+        return Resume(compare_from, Overlap(step.branch, compare_from, stored[compare_from - low :]), start)
+
+    def _indexer(self, branch: str, offset: int) -> LogIndexer:
+        return self._dialect.indexer(
+            Position(branch, offset),
+            log_file_bytes=self._identity.log_file_bytes,
+            system_identifier=self._identity.system_identifier,
+        )
+
+    def _stored(self, step: Step, ledger: Ledger, low: int) -> bytes:
+        cover = ledger.cover([(step.branch, 0, None)], low, step.frontier)
+        if not cover.complete:
+            raise IntegrityError(
+                f"log of branch {step.branch} is not stored where it must be",
+                detail=f"Bytes from {cover.end:#x} are missing before {step.frontier:#x}.",
+            )
+        return read_stored(self._archive, cover.extents)
+
+    def _record_boundary(self, step: Step, ledger: Ledger, range_begin: int) -> int:
+        """The end of the last complete record before the frontier, or the begin of a log file before it."""
+        end = step.frontier
+        for _ in range(_INDEXES_MAX):
+            cover = ledger.cover([(step.branch, 0, None)], end - 1, end)
+            segment = cover.extents[0].segment
+            index = self._archive.log_index(segment)
+            if range_begin <= index.records_end <= step.frontier and index.records_end > 0:
+                return index.records_end
+            end = segment.first
+            if end <= range_begin:
+                break
+        return max(range_begin, file_begin(step.frontier - 1, self._identity.log_file_bytes))
+
+    def _window(self, step: Step, ledger: Ledger, range_begin: int) -> Window:
+        """The stored part of the window that the frontier lies in, where it is stored in whole pieces."""
+        begin = step.frontier - step.frontier % self._window_size
+        if begin == step.frontier or begin < range_begin:
+            return Window()
+        cover = ledger.cover([(step.branch, 0, None)], begin, step.frontier)
+        pieces = [one.segment for one in cover.extents]
+        whole = all((one.first, one.last) == (one.segment.first, one.segment.last) for one in cover.extents)
+        if not whole:
+            return Window()
+        return Window(
+            begin,
+            [self._archive.read_log(piece) for piece in pieces],
+            [self._archive.log_index(piece) for piece in pieces],
+        )
