@@ -9,6 +9,8 @@ never reused and each has a section in docs/messages.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum
 
 
@@ -235,11 +237,36 @@ class RecoveryError(CloudsaveError):
     code = "CS-5002"
 
 
+@dataclass(frozen=True, slots=True)
+class ReachablePoint:
+    """A state that can be reached: its position in the engine's text form and its instant where known."""
+
+    position: str
+    instant: datetime | None
+
+
 class TargetUnreachable(RecoveryError):
-    """The wanted state cannot be reached from what is stored; nothing was touched."""
+    """
+    The wanted state cannot be reached from what is stored; nothing was touched.
+
+    `before` and `after` are the nearest reachable states on both sides; None: there is none on that side.
+    """
 
     code = "CS-5001"
     exit_code = ExitCode.UNREACHABLE
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        detail: str = "",
+        hints: Sequence[str] = (),
+        before: ReachablePoint | None = None,
+        after: ReachablePoint | None = None,
+    ) -> None:
+        super().__init__(message, detail=detail, hints=hints)
+        self.before = before
+        self.after = after
 
 
 class TargetDirectoryInUse(RecoveryError):

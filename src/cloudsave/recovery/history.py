@@ -1,0 +1,159 @@
+"""What is known of one lineage, as recovery needs it: frozen values, and how to read them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cloudsave.engines.api import Dialect
+from cloudsave.errors import TargetUnreachable
+from cloudsave.model.history import Ancestry
+from cloudsave.model.item import ItemKind
+from cloudsave.model.log import LogHole, LogIndex, LogSegment
+from cloudsave.model.manifest import Manifest
+from cloudsave.model.position import Position
+from cloudsave.repository.lineage import Lineage
+
+
+class Indexes(Protocol):
+    """What stored segments contain; asked for only where their names do not suffice."""
+
+    def __call__(self, segment: LogSegment) -> LogIndex:
+        """The index of a segment."""
+
+    def last_record(self, segment: LogSegment, end: int) -> int | None:
+        """
+        The begin of the last record that begins in `segment` before `end`, a record boundary in or after it.
+        """
+
+
+def _plain_text(position: Position) -> str:
+    return f"{position.branch}:{position.offset:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class BackupSummary:
+    """What planning needs of a manifest."""
+
+    backup_id: str
+    start: Position
+    stop: Position
+    started_us: int
+    finished_us: int
+    data_bytes: int
+    """Bytes of all files when restored."""
+    log_file_bytes: int
+    server_version: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    corrupt_pages: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All that is stored of one lineage, in any order."""
+
+    backups: tuple[BackupSummary, ...]
+    segments: tuple[LogSegment, ...]
+    ancestry: Ancestry = field(default_factory=Ancestry)
+    """An entry for each branch whose history file is stored, and for no other."""
+    holes: tuple[LogHole, ...] = ()
+    first_branch: str = "00000001"
+    """The branch that has no ancestors by nature and needs no history file."""
+    position_text: Callable[[Position], str] = _plain_text
+    """Positions in the engine's text form."""
+
+
+def summary_of(manifest: Manifest) -> BackupSummary:
+    """The summary of a manifest."""
+    return BackupSummary(
+        backup_id=manifest.backup_id,
+        start=manifest.start,
+        stop=manifest.stop,
+        started_us=manifest.started_us,
+        finished_us=manifest.finished_us,
+        data_bytes=sum(entry.size_bytes for entry in manifest.files if entry.kind is ItemKind.FILE),
+        log_file_bytes=manifest.log_file_bytes,
+        server_version=manifest.server_version,
+        settings=manifest.settings,
+        corrupt_pages=len(manifest.corrupt_pages),
+        notes=manifest.notes,
+    )
+
+
+def read_history(lineage: Lineage, dialect: Dialect) -> History:
+    """
+    Read what is stored of a lineage. Raises: TargetUnreachable where there is no backup, IntegrityError.
+    """
+    backups = tuple(summary_of(lineage.manifest(backup_id)) for backup_id in lineage.backup_ids())
+    if not backups:
+        raise TargetUnreachable(
+            f"lineage {lineage.id!r} has no backup to restore",
+            hints=["`cloudsave backup NAME` takes one", "`cloudsave list` shows what is stored"],
+        )
+    ancestors = {branch: dialect.parse_history(raw) for branch, raw in lineage.histories().items()}
+    return History(
+        backups=backups,
+        segments=tuple(lineage.logs()),
+        ancestry=Ancestry(ancestors),
+        holes=tuple(lineage.holes()),
+        position_text=dialect.format_position,
+    )
+
+
+class IndexReader:
+    """
+    Indexes of stored segments, each read once. Where the last record of a segment is not complete in it, the
+    last complete one is found by reading the log itself, so that "latest" means the last record.
+    """
+
+    def __init__(self, lineage: Lineage, dialect: Dialect, *, log_file_bytes: int) -> None:
+        self._lineage = lineage
+        self._dialect = dialect
+        self._log_file_bytes = log_file_bytes
+        self._known: dict[LogSegment, LogIndex] = {}
+
+    def __call__(self, segment: LogSegment) -> LogIndex:
+        """The index as stored."""
+        if segment not in self._known:
+            self._known[segment] = self._lineage.log_index(segment)
+        return self._known[segment]
+
+    def last_record(self, segment: LogSegment, end: int) -> int | None:
+        """As in `Indexes`; reads the segment where its index does not tell."""
+        index = self(segment)
+        if index.record_first is None or index.record_first >= end:
+            return None
+        if index.record_last is not None and index.record_last < end:
+            return index.record_last
+        identifier = self._lineage.id.partition("-")[2]
+        indexer = self._dialect.indexer(
+            Position(segment.branch, index.record_first),
+            log_file_bytes=self._log_file_bytes,
+            system_identifier=identifier,
+        )
+        log = self._lineage.read_log(segment)
+        indexer.feed(log[index.record_first - segment.first : end - segment.first])
+        found = indexer.take().record_last
+        return found if found is not None and found < end else None
+
+
+class KnownIndexes:
+    """Indexes that are already in memory: for plans over given values."""
+
+    def __init__(self, indexes: Mapping[LogSegment, LogIndex]) -> None:
+        self._indexes = dict(indexes)
+
+    def __call__(self, segment: LogSegment) -> LogIndex:
+        """The index of a segment."""
+        return self._indexes[segment]
+
+    def last_record(self, segment: LogSegment, end: int) -> int | None:
+        """As in `Indexes`, as far as the index tells."""
+        index = self(segment)
+        known = [one.offset for one in index.commits if one.end_offset <= end]
+        known += [one.offset for one in index.restore_points if one.end_offset <= end]
+        if index.record_last is not None and index.record_last < end:
+            known.append(index.record_last)
+        return max(known, default=None)

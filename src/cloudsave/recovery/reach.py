@@ -1,0 +1,249 @@
+"""
+What can be reached on one path of history: the path itself, the backups that lie on it, the ranges that they
+and the log make reachable, and the refusals that name them. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cloudsave.errors import ReachablePoint, TargetUnreachable, UnknownBackup
+from cloudsave.model.ledger import Ledger, Stretch
+from cloudsave.model.log import instant_from_us
+from cloudsave.model.position import Position
+from cloudsave.model.target import Target, TargetKind
+from cloudsave.recovery.history import BackupSummary, History, Indexes
+from cloudsave.recovery.log_path import LogPath
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverableRange:
+    """A span of a path in which every position, and every time, can be restored to."""
+
+    first: Position
+    last: Position
+    """The end of the last complete record."""
+    first_us: int
+    last_us: int
+    """Every commit acknowledged before this instant is in the range's log."""
+    backups: tuple[str, ...]
+    """The backups that it can start from, oldest stop first."""
+
+
+class Reach:
+    """One path and what can be reached on it."""
+
+    def __init__(self, target: Target, history: History, indexes: Indexes) -> None:
+        self.target = target
+        self.history = history
+        self.indexes = indexes
+        self.ledger = Ledger(history.segments)
+        self.branch = self._choose_branch()
+        self._check_ancestry()
+        self.path = history.ancestry.lineage_of(self.branch)
+        self._log_paths: dict[int, LogPath] = {}
+        self.backups = self._backups_on_path()
+
+    def _choose_branch(self) -> str:
+        target, history = self.target, self.history
+        known = {*self.ledger.branches(), *(one.stop.branch for one in history.backups)}
+        if target.branch is not None:
+            branch = target.branch
+            if branch not in known | set(history.ancestry.ancestors):
+                raise TargetUnreachable(
+                    f"branch {branch} is not stored",
+                    hints=[f"stored branches: {', '.join(sorted(known))}"],
+                )
+        elif target.kind is TargetKind.POSITION and target.position and target.position.branch:
+            branch = target.position.branch
+        elif target.backup_id is not None and target.kind is TargetKind.IMMEDIATE:
+            branch = self._backup(target.backup_id).stop.branch
+        else:
+            branch = max(known, default=history.first_branch)
+        self.need_history(branch)
+        return branch
+
+    def need_history(self, branch: str) -> None:
+        """Raises: TargetUnreachable where the ancestry of `branch` is not known."""
+        if branch == self.history.first_branch or branch in self.history.ancestry.ancestors:
+            return
+        raise TargetUnreachable(
+            f"history of branch {branch} is not stored",
+            detail="Without it a server would stay on an older branch and lose all of this one.",
+            hints=[
+                "`cloudsave logs capture NAME` stores history files while the source has them",
+                "an older branch can be chosen with --branch",
+            ],
+        )
+
+    def _check_ancestry(self) -> None:
+        """Two servers that both called a branch by the same name must not be mixed."""
+        ancestry = self.history.ancestry
+        points = ancestry.path(self.branch)
+        for number, point in enumerate(points):
+            own = ancestry.ancestors.get(point.branch)
+            if own is not None and own != points[:number]:
+                raise TargetUnreachable(
+                    f"history of branch {point.branch} contradicts that of branch {self.branch}",
+                    detail="Their history files differ: two servers used the same branch number.",
+                    hints=["choose a branch with --branch"],
+                )
+
+    def stretch_of(self, position: Position) -> Stretch | None:
+        """The stretch of the path that `position` lies on; None: it is not on the path."""
+        for branch, begin, end in self.path:
+            if branch == position.branch and (end is None or position.offset <= end):
+                return (branch, begin, end)
+        return None
+
+    def _backup(self, backup_id: str) -> BackupSummary:
+        for one in self.history.backups:
+            if one.backup_id == backup_id:
+                return one
+        raise UnknownBackup(
+            f"backup {backup_id!r} is not in the repository", hints=["`cloudsave list` shows the backups"]
+        )
+
+    def _backups_on_path(self) -> list[BackupSummary]:
+        """Backups whose start and stop lie on the path, the newest stop first."""
+        chosen = self.target.backup_id
+        pool = (self._backup(chosen),) if chosen is not None else self.history.backups
+        usable = [one for one in pool if self.stretch_of(one.stop) and self.stretch_of(one.start)]
+        if not usable:
+            detail = f"No backup lies on the way to branch {self.branch}."
+            if chosen is not None:
+                detail = f"Backup {chosen!r} is not on the way to branch {self.branch}."
+            raise TargetUnreachable(
+                "no backup leads to the target", detail=detail, hints=["choose a branch with --branch"]
+            )
+        return sorted(usable, key=lambda one: (one.stop.offset, one.start.offset), reverse=True)
+
+    def log_from(self, backup: BackupSummary) -> LogPath:
+        """The durable log from the start of `backup` on."""
+        start = backup.start.offset
+        if start not in self._log_paths:
+            self._log_paths[start] = LogPath(self.ledger, self.path, first=start, indexes=self.indexes)
+        return self._log_paths[start]
+
+    def covered(self) -> Iterator[tuple[BackupSummary, LogPath]]:
+        """Backups that can be made consistent from durable log, the newest first."""
+        for backup in self.backups:
+            log = self.log_from(backup)
+            if log.end >= backup.stop.offset:
+                yield backup, log
+
+    def earliest_us(self, backup: BackupSummary, log: LogPath) -> int:
+        """
+        The earliest time that a restore from this backup can stand for: not before any commit that it
+        contains, and not before it began, but where the log shows an earlier commit after it.
+        """
+        contained_us = log.latest_instant(backup.start.offset, backup.stop.offset)
+        after = log.first_commit(backup.stop.offset)
+        began_us = backup.started_us if after is None else min(backup.started_us, after.instant_us)
+        return max(contained_us, began_us)
+
+    def ranges(self) -> tuple[RecoverableRange, ...]:
+        """All recoverable ranges of the path, oldest first."""
+        runs: dict[int, list[tuple[BackupSummary, LogPath]]] = {}
+        for backup, log in self.covered():
+            runs.setdefault(log.end, []).append((backup, log))
+        found = []
+        for _, run in sorted(runs.items()):
+            backup, log = min(run, key=lambda pair: pair[0].stop.offset)
+            end = max(log.tail().end, backup.stop.offset)
+            found.append(
+                RecoverableRange(
+                    first=self.position(backup.stop.offset),
+                    last=self.position(end),
+                    first_us=min(self.earliest_us(*pair) for pair in run),
+                    last_us=max(log.complete_until_us(), self.earliest_us(backup, log)),
+                    backups=tuple(one.backup_id for one, _ in reversed(run)),
+                )
+            )
+        return tuple(found)
+
+    def refuse(
+        self, message: str, *, offset: int | None = None, instant_us: int | None = None
+    ) -> TargetUnreachable:
+        """The refusal of a target at `offset` or `instant_us`, with the nearest reachable points."""
+        before, after = None, None
+        for one in self.ranges():
+            if (instant_us is not None and one.last_us <= instant_us) or (
+                offset is not None and one.last.offset <= offset
+            ):
+                before = one
+            starts_later = (instant_us is not None and one.first_us > instant_us) or (
+                offset is not None and one.first.offset > offset
+            )
+            if starts_later and after is None:
+                after = one
+        nearest_before = self._point(before.last, before.last_us) if before else None
+        nearest_after = self._point(after.first, after.first_us) if after else None
+        return TargetUnreachable(
+            message,
+            detail=self._why(before, after),
+            hints=_nearest_hints(nearest_before, nearest_after) or self._range_hints(),
+            before=nearest_before,
+            after=nearest_after,
+        )
+
+    def _why(self, before: RecoverableRange | None, after: RecoverableRange | None) -> str:
+        first = before.last.offset if before else 0
+        last = after.first.offset if after else None
+        for hole in self.history.holes:
+            if hole.last > first and (last is None or hole.first < last) and self._on_path(hole.branch):
+                span = f"{self.text(hole.first)} to {self.text(hole.last)}"
+                return f"The log has a hole from {span}: {hole.cause}."
+        if before is None and after is not None:
+            return f"It lies before the end of the oldest backup that can be used, {after.backups[0]!r}."
+        if before is not None and after is None:
+            beyond = max(self.ledger.furthest(branch) for branch, _, _ in self.path) > before.last.offset
+            missing = (
+                " Log from there on is missing, and later log cannot be used without it." if beyond else ""
+            )
+            return f"It lies after the end of the durable log, {self.text(before.last.offset)}.{missing}"
+        if before is not None:
+            return f"The log that follows {self.text(before.last.offset)} is missing."
+        return f"Branch {self.branch} was searched."
+
+    def _on_path(self, branch: str) -> bool:
+        return any(step == branch for step, _, _ in self.path)
+
+    def _range_hints(self) -> list[str]:
+        return [
+            f"reachable: {self.text(one.first.offset)} to {self.text(one.last.offset)},"
+            f" {instant_text(one.first_us)} to {instant_text(one.last_us)}"
+            for one in self.ranges()
+        ] or ["`cloudsave ranges NAME` shows what can be restored"]
+
+    def _point(self, position: Position, instant_us: int) -> ReachablePoint:
+        instant = instant_from_us(instant_us) if instant_us else None
+        return ReachablePoint(self.history.position_text(position), instant)
+
+    def position(self, offset: int) -> Position:
+        """An offset of the path with the branch that it lies on."""
+        for branch, begin, end in self.path:
+            if begin <= offset and (end is None or offset < end):
+                return Position(branch, offset)
+        return Position(self.branch, offset)
+
+    def text(self, offset: int) -> str:
+        """An offset of the path in the engine's text form."""
+        return self.history.position_text(self.position(offset))
+
+
+def instant_text(instant_us: int) -> str:
+    """An instant for people, UTC."""
+    if not instant_us:
+        return "an unknown instant"
+    return instant_from_us(instant_us).isoformat(sep=" ", timespec="microseconds").replace("+00:00", " UTC")
+
+
+def _nearest_hints(before: ReachablePoint | None, after: ReachablePoint | None) -> list[str]:
+    hints = []
+    for side, point in (("before", before), ("after", after)):
+        if point is not None:
+            at = f" ({point.instant.isoformat()})" if point.instant else ""
+            hints.append(f"the nearest reachable state {side} it is {point.position}{at}")
+    return hints
