@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.engine_report", "tests.integration.postgresql.fixtures"]
+pytest_plugins = ["pytester", "tests.engine_report", "tests.integration.postgresql.fixtures"]

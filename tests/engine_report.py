@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -73,7 +73,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """Count a test for each version that it used: when it passed, or in the phase in which it failed."""
     outcome = yield
     result = outcome.get_result()
-    keys = [value for name, value in item.user_properties if name == PROPERTY]
+    keys = [cast("tuple[str, str]", value) for name, value in item.user_properties if name == PROPERTY]
     report = report_of(item.config)
     for key in keys:
         if result.failed:

@@ -2,8 +2,10 @@
 Real PostgreSQL servers for tests: made in under a second from a template, crashed, promoted, taken down.
 
 A server runs as this user, or as `postgres` or `nobody` when the tests run as root, which PostgreSQL refuses.
-Every directory lives below one folder of the session in /tmp: unix socket paths must stay short, and root's
-home cannot be read by the server. Durability is off (`fsync=off`): a killed process loses nothing by that.
+Every directory lives below a folder of the session, in memory (/dev/shm) where there is plenty of it, since
+a thousand small files cost 50 ms there and a second on some disks; `on_disk` servers live in /tmp. Not in a
+home directory: unix socket paths must stay short, and root's home cannot be read by the server. Durability is
+off (`fsync=off`): a killed process loses nothing by that.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -27,12 +30,14 @@ from urllib.parse import quote
 
 import psycopg
 
+DISK_PARENT = Path("/tmp")
 SESSION_PREFIX = "cloudsave-pg-"
 PORT_OF_SOCKET = 5432
 START_TIMEOUT_SECONDS = 60.0
 COMMAND_TIMEOUT_SECONDS = 300.0
 POLL_SECONDS = 0.02
 LOG_TAIL_LINES = 40
+MEMORY_WANTED_BYTES = 8 << 30
 
 DEFAULT_CONF: Mapping[str, str] = {
     "fsync": "off",
@@ -219,7 +224,7 @@ class Cluster:
 
     def make_standby(self, *, conf: Mapping[str, str] | None = None, start: bool = True) -> Cluster:
         """A streaming standby of this server, made by pg_basebackup; tablespaces are relocated beside it."""
-        standby = self.factory.empty(self.major)
+        standby = self.factory.empty(self.major, on_disk=self.home.parent == self.factory.disk)
         tablespaces = self.psql("SELECT pg_tablespace_location(oid) FROM pg_tablespace").split()
         mapping = []
         for place in tablespaces:
@@ -288,7 +293,7 @@ class Cluster:
         if check and done.returncode != 0:
             said = f"{done.stdout}{done.stderr}"
             raise ServerFailed(f"{program} exited with {done.returncode}\n{said}\n{self.log_tail()}")
-        return done.stdout
+        return str(done.stdout)
 
     def environment(self) -> dict[str, str]:
         """Environment of the server and its programs; nothing of the caller's libpq settings leaks in."""
@@ -393,18 +398,23 @@ class ClusterFactory:
     Args:
         bindirs: Programs by major version.
         root: The session's folder, which also holds the templates.
+        disk: The session's folder on a disk; may be the same.
         noted: Called with the major version of each new cluster.
     """
 
-    def __init__(self, bindirs: Mapping[str, Path], root: Path, noted: Callable[[str], None]) -> None:
+    def __init__(
+        self, bindirs: Mapping[str, Path], *, root: Path, disk: Path, noted: Callable[[str], None]
+    ) -> None:
         self.bindirs = bindirs
         self.root = root
+        self.disk = disk
         self.noted = noted
         self.user = ServerUser.choose()
         self.clusters: list[Cluster] = []
         self.loads: list[Pgbench] = []
+        self.folders: list[Path] = []
 
-    def create(  # the options of a server
+    def create(
         self,
         major: str,
         *,
@@ -413,6 +423,7 @@ class ClusterFactory:
         tablespaces: Iterable[str] = (),
         tcp: bool = False,
         fresh_identity: bool = False,
+        on_disk: bool = False,
         start: bool = True,
     ) -> Cluster:
         """
@@ -421,8 +432,9 @@ class ClusterFactory:
         Args:
             tablespaces: Names; each gets a folder below the cluster's home. They need `start`.
             fresh_identity: Run initdb, so that the system identifier is not the template's.
+            on_disk: Keep it off the memory; for databases above a few hundred megabytes.
         """
-        cluster = self.empty(major)
+        cluster = self.empty(major, on_disk=on_disk)
         if fresh_identity:
             self._initdb(cluster.data, cluster.bindir, major=major, checksums=checksums)
         else:
@@ -451,9 +463,17 @@ class ClusterFactory:
             cluster.start()
         return cluster
 
-    def empty(self, major: str) -> Cluster:
+    def folder(self, *, on_disk: bool = False) -> Path:
+        """An empty folder of the servers' user, such as one to restore into; removed after the test."""
+        place = (self.disk if on_disk else self.root) / f"folder-{next(_NUMBERS)}"
+        place.mkdir(mode=0o700)
+        self.user.own(place)
+        self.folders.append(place)
+        return place
+
+    def empty(self, major: str, *, on_disk: bool = False) -> Cluster:
         """A cluster without a data directory yet, known to the clean-up."""
-        home = self.root / f"{major}-{next(_NUMBERS)}"
+        home = (self.disk if on_disk else self.root) / f"{major}-{next(_NUMBERS)}"
         home.mkdir(mode=0o700)
         self.user.own(home)
         cluster = Cluster(major, self.bindirs[major], home, home / "data", self.user, self)
@@ -473,6 +493,9 @@ class ClusterFactory:
             except (ServerFailed, subprocess.TimeoutExpired, OSError) as error:
                 troubles.append(f"{cluster.home}: {error}")
             shutil.rmtree(cluster.home)
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.folders.clear()
         self.clusters.clear()
         self.loads.clear()
         return troubles
@@ -504,7 +527,17 @@ class ClusterFactory:
 # ---- the session's folder ----------------------------------------------------------------------------------
 
 
-def open_session_folder(parent: Path = Path("/tmp")) -> Path:
+def memory_parent() -> Path:
+    """Where small servers live: in memory when there is plenty, else /tmp."""
+    memory = Path("/dev/shm")
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    plenty = available is not None and int(available[1]) * 1024 >= MEMORY_WANTED_BYTES
+    if plenty and memory.is_dir() and shutil.disk_usage(memory).free >= MEMORY_WANTED_BYTES:
+        return memory
+    return DISK_PARENT
+
+
+def open_session_folder(parent: Path) -> Path:
     """A new folder for this process; what a killed test run left behind is ended and removed first."""
     for left in parent.glob(f"{SESSION_PREFIX}*"):
         _remove_if_abandoned(left)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tools import provision
 
 from tests.engine_report import note_engine, require_engine
-from tests.integration.postgresql.cluster import Cluster, ClusterFactory, open_session_folder
+from tests.integration.postgresql.cluster import (
+    DISK_PARENT,
+    Cluster,
+    ClusterFactory,
+    memory_parent,
+    open_session_folder,
+)
 
 MAJORS = ("14", "15", "16", "17", "18")
 MARKER = "postgresql_majors"
-PROVISION = Path(__file__).parents[3] / "tools" / "provision.py"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,11 +58,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def postgresql_bindirs(request: pytest.FixtureRequest) -> dict[str, Path]:
     """Directory of the server's programs by major version. Fails, never skips, when one is absent."""
-    sys.path.insert(0, str(PROVISION.parent))
-    try:
-        import provision
-    finally:
-        sys.path.remove(str(PROVISION.parent))
     there = provision.listing()
     absent = [major for major in wanted_majors(request.config) if major not in there]
     if absent:
@@ -66,23 +66,27 @@ def postgresql_bindirs(request: pytest.FixtureRequest) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def postgresql_folder() -> Iterator[Path]:
-    """The folder below which all servers of this run live; removed at the end."""
-    folder = open_session_folder()
-    yield folder
-    shutil.rmtree(folder)
+def postgresql_folders() -> Iterator[tuple[Path, Path]]:
+    """The folders, in memory and on disk, below which all servers of this run live; removed at the end."""
+    folders = (open_session_folder(memory_parent()), open_session_folder(DISK_PARENT))
+    yield folders
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
 def clusters(
-    request: pytest.FixtureRequest, postgresql_bindirs: dict[str, Path], postgresql_folder: Path
+    request: pytest.FixtureRequest,
+    postgresql_bindirs: dict[str, Path],
+    postgresql_folders: tuple[Path, Path],
 ) -> Iterator[ClusterFactory]:
     """Makes servers for one test and takes them down after it, even when it fails."""
 
     def noted(major: str) -> None:
         note_engine(request.node, "postgresql", major, version=version_of(postgresql_bindirs[major]))
 
-    factory = ClusterFactory(postgresql_bindirs, postgresql_folder, noted)
+    root, disk = postgresql_folders
+    factory = ClusterFactory(postgresql_bindirs, root=root, disk=disk, noted=noted)
     yield factory
     troubles = factory.close()
     assert not troubles, troubles

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import psycopg
@@ -66,18 +65,6 @@ def test_waldump_shows_the_commit(cluster: Cluster) -> None:
     assert "COMMIT" in cluster.waldump(start=start, end=cluster.lsn())
 
 
-def test_new_cluster_costs_less_than_a_second_once_the_template_is_there(
-    clusters: ClusterFactory, postgresql_major: str
-) -> None:
-    clusters.create(postgresql_major, start=False)
-    seconds = []
-    for _ in range(3):
-        began = time.monotonic()
-        clusters.create(postgresql_major, start=False)
-        seconds.append(time.monotonic() - began)
-    assert min(seconds) < 1.0
-
-
 @pytest.mark.postgresql_majors("15", "18")
 def test_fresh_identity_differs_and_plain_pages_are_possible(
     clusters: ClusterFactory, postgresql_major: str
@@ -102,11 +89,11 @@ def test_nothing_is_left_running_after_the_factory_closes(
     clusters: ClusterFactory, postgresql_major: str
 ) -> None:
     cluster = clusters.create(postgresql_major)
-    home = cluster.home
+    homes = [cluster.home, clusters.folder(), clusters.folder(on_disk=True)]
     assert cluster.process is not None
     pid = cluster.process.pid
     assert clusters.close() == []
-    assert not home.exists()
+    assert not any(home.exists() for home in homes)
     assert not Path(f"/proc/{pid}").exists()
 
 
