@@ -81,15 +81,9 @@ class WriterStart:
 
 
 def segment_of(branch: str, first: int, last: int, index: LogIndex) -> LogSegment:
-    """The segment of a stretch with the instants of its commits."""
-    commits = index.commits
-    return LogSegment(
-        branch,
-        first,
-        last,
-        commits[0].instant_us if commits else 0,
-        commits[-1].instant_us if commits else 0,
-    )
+    """The segment of a stretch with the earliest and the latest instant of its commits."""
+    instants = [commit.instant_us for commit in index.commits]
+    return LogSegment(branch, first, last, min(instants, default=0), max(instants, default=0))
 
 
 def merged_index(indexes: Sequence[LogIndex]) -> LogIndex:
