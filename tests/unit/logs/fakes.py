@@ -168,7 +168,7 @@ Step = Callable[[], bool]
 
 
 class FakeSource:
-    """A LogSource over a FakeServer. When all log is sent it works through `script`; then it stops the run."""
+    """A LogSource over a FakeServer. When all log is sent it works through `script`; then it stops."""
 
     def __init__(self, server: FakeServer, clock: FakeClock, stop: threading.Event) -> None:
         self.server = server

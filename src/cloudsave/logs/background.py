@@ -1,0 +1,169 @@
+"""
+Capture beside other work: the log that makes a base backup consistent is captured while the backup runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from cloudsave.clock import Clock
+from cloudsave.engines.api import Dialect, LogSource
+from cloudsave.errors import BackupNotCovered
+from cloudsave.logs.capture import run_capture
+from cloudsave.logs.status import CaptureOptions, CaptureState, CaptureStatus, Observer
+from cloudsave.logs.writer import LogArchive
+from cloudsave.model.ledger import Ledger
+from cloudsave.model.position import Position
+
+ONE_OFF = CaptureOptions(salvage=False, running_patience_seconds=0.0)
+"""For capture inside a base backup: log that was lost before it is recorded as such, not looked for."""
+_START_SECONDS_MAX = 60.0
+"""Limit: capture streams within this after it was started."""
+_POLL_SECONDS = 0.2
+
+
+def _ignore(_: CaptureStatus) -> None:
+    """Nobody watches."""
+
+
+class BackgroundCapture:
+    """
+    Capture in a thread of its own. Order: start, then await_durable at any time, then stop. As a context it
+    starts on entry and stops on exit.
+    """
+
+    def __init__(
+        self,
+        source: LogSource,
+        lineage: LogArchive,
+        dialect: Dialect,
+        options: CaptureOptions = ONE_OFF,
+        *,
+        clock: Clock,
+        observer: Observer = _ignore,
+    ) -> None:
+        self._lineage = lineage
+        self._clock = clock
+        self._observer = observer
+        self._stop = threading.Event()
+        self._status: CaptureStatus | None = None
+        self._error: BaseException | None = None
+        self._run: Callable[[], None] = lambda: run_capture(
+            source, lineage, dialect, options, stop=self._stop, clock=clock, observer=self._observe
+        )
+        self._thread = threading.Thread(target=self._work, name="log-capture", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if error is None:
+            self._raise_error()
+
+    def start(self) -> None:
+        """
+        Start, and return when log is being streamed: from then on the slot holds all log that follows.
+
+        Raises: what ended capture, such as CaptureRunning; BackupNotCovered when it takes too long.
+        """
+        self._thread.start()
+        streaming = (CaptureState.STREAMING, CaptureState.BEHIND, CaptureState.HOLE)
+        self._await(
+            lambda: self._status is not None and self._status.state in streaming,
+            timeout_seconds=_START_SECONDS_MAX,
+            what="capture of the log did not start",
+        )
+
+    def await_durable(self, position: Position, *, timeout_seconds: float) -> None:
+        """Return when all log before `position` is durable. Raises: BackupNotCovered, what ended capture."""
+        self._await(
+            lambda: self._reached(position),
+            timeout_seconds=timeout_seconds,
+            what=f"log of branch {position.branch} up to {position.offset:#x} is not durable",
+        )
+
+    def stop(self) -> None:
+        """Store what is at hand and end. Raises: what ended capture."""
+        self._stop.set()
+        self._thread.join()
+        self._raise_error()
+
+    def _reached(self, position: Position) -> bool:
+        status = self._status
+        if status is None:
+            return False
+        if status.branch == position.branch:
+            return status.durable >= position.offset
+        return durable_up_to(self._lineage, position)
+
+    def _await(self, condition: Callable[[], bool], *, timeout_seconds: float, what: str) -> None:
+        deadline = self._clock.monotonic() + timeout_seconds
+        while not condition():
+            self._raise_error()
+            if self._clock.monotonic() > deadline:
+                last = self._status.last_error if self._status else ""
+                raise BackupNotCovered(
+                    f"could not capture the log that the backup needs: {what}",
+                    detail=f"Waited {timeout_seconds:.0f} s. {last}".strip(),
+                )
+            self._clock.sleep(_POLL_SECONDS)
+
+    def _observe(self, status: CaptureStatus) -> None:
+        self._status = status
+        self._observer(status)
+
+    def _work(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
+            self._error = error
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def capture_until(
+    source: LogSource,
+    lineage: LogArchive,
+    dialect: Dialect,
+    position: Position,
+    *,
+    clock: Clock,
+    timeout_seconds: float,
+) -> None:
+    """
+    Capture until all log before `position` is durable. Raises: BackupNotCovered, what ended capture.
+    """
+    with BackgroundCapture(source, lineage, dialect, clock=clock) as capture:
+        capture.await_durable(position, timeout_seconds=timeout_seconds)
+
+
+def durable_up_to(lineage: LogArchive, position: Position) -> bool:
+    """Whether the byte before `position` is durable on its branch, from a listing of the repository."""
+    ledger = Ledger(lineage.logs())
+    return ledger.frontier(position.branch, position.offset - 1) >= position.offset
+
+
+def await_durable(lineage: LogArchive, position: Position, *, clock: Clock, timeout_seconds: float) -> None:
+    """
+    Wait until another process's capture has made all log up to `position` durable. Raises: BackupNotCovered.
+    """
+    deadline = clock.monotonic() + timeout_seconds
+    while not durable_up_to(lineage, position):
+        if clock.monotonic() > deadline:
+            raise BackupNotCovered(
+                "could not see the log that the backup needs in the repository",
+                detail=f"Branch {position.branch} is not durable up to {position.offset:#x} after"
+                f" {timeout_seconds:.0f} s.",
+                hints=["does `cloudsave logs capture` run for this source?"],
+            )
+        clock.sleep(1.0)
