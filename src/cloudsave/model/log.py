@@ -66,8 +66,8 @@ class LogIndex:
 @dataclass(frozen=True, slots=True)
 class LogSegment:
     """
-    A stored contiguous stretch of log: [first, last) of one branch, with the instants of its commits (0:
-    none).
+    A stored contiguous stretch of log: [first, last) of one branch, with the earliest and the latest instant
+    of its commits (0: it has none). Instants do not ascend along the log, so these bound all of them.
     """
 
     branch: str

@@ -19,12 +19,14 @@ The one container of all sealed objects: packs, maps, manifests, log objects and
     4       4     u32 plain bytes
     8       4     u32 sealed bytes (with the tag)
     12      1     codec: 0 raw, 1 zstd
-    13      3     zero
+    13      1     1: this is the last frame of the object, else 0
+    14      2     zero
 
 All integers are little-endian. A frame is opened with nonce = its number (12 bytes, big-endian) and
 associated data = lineage id, 0x00, frame header. Validity: magic at both ends, the BLAKE3 agrees, each
-opened frame authenticates. One who has no keys can check the BLAKE3, and with the lineage's public key the
-signature.
+opened frame authenticates, the last frame and no other one is marked as last (one without keys can cut frames
+off and make the BLAKE3 right again, but not the mark), a signature that is not zeros is valid. One who has
+no keys can check the BLAKE3, and with the lineage's public key the signature.
 
 Source: docs/repository_format.md; decision 0003.
 """
@@ -56,12 +58,14 @@ MAGIC = b"CSV1"
 END_MAGIC = b"CSV1END\n"
 HEADER_BYTES = 32
 FOOTER_BYTES = 120
-FRAME_HEADER = struct.Struct("<IIIB3x")
+FRAME_HEADER = struct.Struct("<IIIBB2x")
 _FOOTER = struct.Struct("<QI4x32s64s8s")
 _DIGEST_OFFSET = 16
 """Where in the footer the BLAKE3 stands: it covers all before it."""
 BLOB_FRAME_BYTES = 1 << 20
 """Plain bytes of a frame of a manifest, map or log object."""
+REVOCATION_BYTES = HEADER_BYTES + FRAME_HEADER.size + TAG_BYTES + FOOTER_BYTES
+"""Size of an object with one empty frame, which no manifest has."""
 
 
 class Kind(IntEnum):
@@ -119,14 +123,27 @@ class ContainerWriter:
         self.parts: list[Buffer] = [header]
         self.size_bytes = HEADER_BYTES
         self.frame_count = 0
+        self._complete = False
 
-    def add(self, plain: Buffer, *, proof: bool) -> FrameRef:
+    def add_blob(self, content: Buffer) -> None:
+        """Seal `content` as the object's last frames, each proved; at least one, so that one is the last."""
+        view = memoryview(content)
+        begin = 0
+        while len(view) - begin > BLOB_FRAME_BYTES:
+            self.add(view[begin : begin + BLOB_FRAME_BYTES], proof=True)
+            begin += BLOB_FRAME_BYTES
+        self.add(view[begin:], proof=True, last=True)
+
+    def add(self, plain: Buffer, *, proof: bool, last: bool = False) -> FrameRef:
         """
         Seal `plain` as the next frame; with `proof`, open it again at once and compare before it may leave.
         """
+        if self._complete or len(plain) > FRAME_PLAIN_BYTES_MAX:
+            raise ValueError(f"no room for a frame of {len(plain)} bytes")
         number = self.frame_count
         codec, coded = CODEC.compress(plain, self._level)
-        header = FRAME_HEADER.pack(number, len(plain), len(coded) + TAG_BYTES, codec)
+        header = FRAME_HEADER.pack(number, len(plain), len(coded) + TAG_BYTES, codec, last)
+        self._complete = last
         sealed = self._sealer.seal(number, header, coded)
         if proof:
             self._prove(number, header, sealed, plain)
@@ -139,7 +156,7 @@ class ContainerWriter:
         return reference
 
     def _prove(self, number: int, header: bytes, sealed: bytes, plain: Buffer) -> None:
-        _, plain_bytes, _, codec = FRAME_HEADER.unpack(header)
+        _, plain_bytes, _, codec, _ = FRAME_HEADER.unpack(header)
         coded = self._sealer.open(number, header, sealed)
         again = CODEC.decompress(codec, coded, plain_bytes=plain_bytes, what="a frame just written")
         if again != plain:
@@ -150,7 +167,9 @@ class ContainerWriter:
             )
 
     def finish(self, *, index: FrameRef | None = None, sign: bool = False) -> Sequence[Buffer]:
-        """Close the object and return its parts in order."""
+        """Close the object, whose last frame was added as such, and return its parts in order."""
+        if not self._complete:
+            raise ValueError("no frame is the last one")
         head = struct.pack("<QI4x", index.offset if index else 0, self.frame_count)
         self._hash.update(head)
         digest = self._hash.digest()
@@ -210,23 +229,27 @@ class ContainerReader:
         self._name = name
         self._sealer = Sealer(keys, name, bytes(header[8:HEADER_BYTES]))
 
-    def open(self, frame: Buffer, *, number: int) -> tuple[bytes, int]:
+    def open(self, frame: Buffer, *, number: int, last: bool | None = None) -> tuple[bytes, int]:
         """
         The plain bytes of the frame that stands at the begin of `frame`, and its length with the header.
 
+        Args:
+            last: Whether it must be the object's last frame; None: either.
         Raises: IntegrityError.
         """
         view = memoryview(frame)
         if len(view) < FRAME_HEADER.size:
             raise _damaged(self._name, f"it ends before frame {number}")
         header = bytes(view[: FRAME_HEADER.size])
-        stated, plain_bytes, sealed_bytes, codec = FRAME_HEADER.unpack(header)
+        stated, plain_bytes, sealed_bytes, codec, is_last = FRAME_HEADER.unpack(header)
         if stated != number or plain_bytes > FRAME_PLAIN_BYTES_MAX or sealed_bytes < TAG_BYTES:
             raise _damaged(self._name, f"the header of frame {number} is wrong")
         end = FRAME_HEADER.size + sealed_bytes
         if len(view) < end:
             raise _damaged(self._name, f"it ends within frame {number}")
         coded = self._sealer.open(number, header, view[FRAME_HEADER.size : end])
+        if last is not None and is_last != last:
+            raise _damaged(self._name, f"frames behind frame {number} were cut off or added")
         what = f"frame {number} of {self._name!r}"
         return CODEC.decompress(codec, coded, plain_bytes=plain_bytes, what=what), end
 
@@ -235,21 +258,26 @@ def read_frames(
     keys: LineageKeys, name: str, kind: Kind, content: Buffer, *, public_key: bytes | None = None
 ) -> list[bytes]:
     """
-    All frames of a whole object, every byte checked, with `public_key` the signature. Raises:
-    IntegrityError.
+    All frames of a whole object, every byte checked. With `public_key` it must be signed; without, a
+    signature is checked where there is one.
+
+    Raises: IntegrityError.
     """
     footer = check_digest(name, content, public_key=public_key)
+    if public_key is None and any(footer.signature):
+        check_digest(name, content, public_key=keys.public_key())
     view = memoryview(content)
     reader = ContainerReader(keys, name, kind, view[:HEADER_BYTES])
     frames: list[bytes] = []
     offset = HEADER_BYTES
     end = len(view) - FOOTER_BYTES
-    while offset < end:
-        plain, length = reader.open(view[offset:end], number=len(frames))
+    for number in range(footer.frame_count):
+        last = number == footer.frame_count - 1
+        plain, length = reader.open(view[offset:end], number=number, last=last)
         frames.append(plain)
         offset += length
-    if len(frames) != footer.frame_count:
-        raise _damaged(name, f"it holds {len(frames)} frames where {footer.frame_count} were promised")
+    if not frames or offset != end:
+        raise _damaged(name, f"its {footer.frame_count} frames do not fill it")
     return frames
 
 

@@ -19,7 +19,6 @@ import threading
 from dataclasses import dataclass
 
 import zstandard
-from blake3 import blake3
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -68,13 +67,6 @@ class LineageKeys:
     def fingerprint_seed(self) -> bytes:
         """Seed of the keyed page fingerprints."""
         return derive_key(self.lineage_key, salt=b"", info="cloudsave v1 page fingerprints")
-
-    def content_id(self, content: bytes) -> str:
-        """
-        A name for content, the same for the same content, that tells an outsider nothing: 32 hex digits.
-        """
-        key = derive_key(self.lineage_key, salt=b"", info="cloudsave v1 content ids")
-        return blake3(content, key=key).hexdigest(length=16)
 
     def signing_key(self) -> Ed25519PrivateKey:
         """Signs manifests and proofs."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from cloudsave.errors import IntegrityError, ObjectExists
+from cloudsave.errors import IntegrityError
 from cloudsave.model.item import Item
 from cloudsave.model.manifest import FileEntry, Manifest
 from cloudsave.repository.container import FrameRef, Kind
@@ -121,8 +122,10 @@ def _prior_slots(prior: PriorFile, block: int, found: npt.NDArray[np.intp]) -> l
 class MapWriter:
     """Collects finished files. Not thread-safe: the writer's lock is held by the caller."""
 
-    def __init__(self, lineage: Lineage) -> None:
+    def __init__(self, lineage: Lineage, *, generation: int) -> None:
         self._lineage = lineage
+        self._generation = generation
+        self._sequence = itertools.count()
         self.bytes_stored = 0
         self._entries: list[FileEntry] = []
         self._maps: dict[str, int] = {}
@@ -196,12 +199,8 @@ class MapWriter:
             return
         packs = tuple(self._packs)
         content = encode_map_object(packs, self._segments)
-        map_id = self._lineage.keys.content_id(content)
-        try:
-            self.bytes_stored += self._lineage.put_blob(f"maps/{map_id}", Kind.MAP, content)
-        except ObjectExists as error:
-            if self._lineage.get_blob(f"maps/{map_id}", Kind.MAP) != content:
-                raise IntegrityError(f"map {map_id!r} is stored with other content") from error
+        map_id = f"{self._generation:08x}-{next(self._sequence):08x}"
+        self.bytes_stored += self._lineage.put_blob(f"maps/{map_id}", Kind.MAP, content)
         index = self._maps.setdefault(map_id, len(self._maps))
         self._packs_of_map[map_id] = packs
         self._entries += [

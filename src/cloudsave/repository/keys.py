@@ -2,9 +2,9 @@
 The repository key and the slots that wrap it.
 
 A slot is the plain JSON object `keys/<id>`: either the key encrypted under a passphrase (Argon2id, then
-AES-256-GCM), or an age file for one recipient (an X25519 recovery key, or any other age recipient), which
-the standard `age` program opens as well. Each slot names the key that it wraps, so that slots left over by
-an interrupted `init` are never used.
+AES-256-GCM), or an age file for one X25519 recipient (the recovery key's, or any other), which the standard
+`age` program opens as well. Each slot names the key that it wraps, so that slots left over by an interrupted
+`init` are never used.
 
 Source: RFC 9106 (Argon2, second recommended option), age-encryption.org/v1.
 """
@@ -34,6 +34,7 @@ ARGON2_LANES = 4
 ARGON2_MEMORY_KIB_MAX = 4 << 20
 """Limit: a hostile slot cannot ask for more memory than this."""
 ARGON2_ITERATIONS_MAX = 64
+ARGON2_LANES_MAX = 64
 PASSPHRASE_CHARS_MIN = 8
 _ASSOCIATED = b"cloudsave v1 key slot"
 
@@ -133,28 +134,55 @@ def open_slots(slots: Sequence[bytes], wanted_key_id: str, secret: Secret) -> by
                     "key slot wraps another key than it says", hints=["was keys/ tampered with?"]
                 )
             return key
-    kind = "recovery key" if secret.recovery_key else "passphrase"
-    raise WrongKey(
+    raise _nothing_opens(mine, secret, damaged=len(slots) - len(parsed))
+
+
+def _nothing_opens(mine: Sequence[dict[str, Any]], secret: Secret, *, damaged: int) -> IntegrityError:
+    """Whether the secret is wrong, or the slot that it would have opened is damaged."""
+    kind, slot_type = ("recovery key", "age") if secret.recovery_key else ("passphrase", "argon2id")
+    tried = sum(slot.get("type") == slot_type for slot in mine)
+    if damaged and not tried:
+        return IntegrityError(
+            f"no intact key slot is one for a {kind}",
+            detail=f"{damaged} of the objects below keys/ cannot be read.",
+            hints=["restore them from a copy of the repository", "use another passphrase or recovery key"],
+        )
+    also = f" {damaged} more slots are damaged." if damaged else ""
+    return WrongKey(
         f"{kind} does not open this repository",
-        detail=f"None of {len(mine)} intact key slots opens with it; the repository itself is not damaged.",
-        hints=["is it the passphrase of another repository?", "the recovery key opens it as well"],
+        detail=f"None of {tried} intact key slots for a {kind} opens with it.{also}",
+        hints=["is it that of another repository?", "the recovery key and every passphrase open it"],
     )
 
 
 def _try_slot(slot: dict[str, Any], secret: Secret) -> bytes | None:
-    if slot["type"] == "argon2id" and secret.passphrase is not None:
-        if slot["memory_kib"] > ARGON2_MEMORY_KIB_MAX or slot["iterations"] > ARGON2_ITERATIONS_MAX:
-            raise IntegrityError(
-                "key slot asks for more work than is sane", hints=["was keys/ tampered with?"]
-            )
-        wrapping = _argon2(secret.passphrase, _bytes(slot["salt"]), slot)
-        try:
-            return AESGCM(wrapping).decrypt(_bytes(slot["nonce"]), _bytes(slot["wrapped"]), _ASSOCIATED)
-        except InvalidTag:
-            return None
-    if slot["type"] == "age" and secret.recovery_key is not None:
-        return _try_age(slot, secret.recovery_key)
+    try:
+        if slot["type"] == "argon2id" and secret.passphrase is not None:
+            return _try_passphrase(slot, secret.passphrase)
+        if slot["type"] == "age" and secret.recovery_key is not None:
+            return _try_age(slot, secret.recovery_key)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            "key slot is malformed",
+            detail=f"It lacks a field or has a strange one: {error}.",
+            hints=["was keys/ tampered with?"],
+        ) from error
     return None
+
+
+def _try_passphrase(slot: dict[str, Any], passphrase: str) -> bytes | None:
+    too_much = (
+        slot["memory_kib"] > ARGON2_MEMORY_KIB_MAX
+        or slot["iterations"] > ARGON2_ITERATIONS_MAX
+        or slot["lanes"] > ARGON2_LANES_MAX
+    )
+    if too_much:
+        raise IntegrityError("key slot asks for more work than is sane", hints=["was keys/ tampered with?"])
+    wrapping = _argon2(passphrase, _bytes(slot["salt"]), slot)
+    try:
+        return AESGCM(wrapping).decrypt(_bytes(slot["nonce"]), _bytes(slot["wrapped"]), _ASSOCIATED)
+    except InvalidTag:
+        return None
 
 
 def _try_age(slot: dict[str, Any], recovery_key: str) -> bytes | None:

@@ -12,7 +12,12 @@ from cloudsave.errors import IntegrityError, LogConflict, ObjectExists, ObjectMi
 from cloudsave.model.identity import SourceIdentity
 from cloudsave.model.log import LogHole, LogIndex, LogSegment
 from cloudsave.model.manifest import Manifest
-from cloudsave.repository.container import BLOB_FRAME_BYTES, ContainerWriter, Kind, read_frames
+from cloudsave.repository.container import (
+    REVOCATION_BYTES,
+    ContainerWriter,
+    Kind,
+    read_frames,
+)
 from cloudsave.repository.crypto import LineageKeys
 from cloudsave.repository.log_objects import (
     INDEX_READ_BYTES,
@@ -167,7 +172,7 @@ class Lineage:
         for info in self.store.list(self.root + "logs/"):
             parts = info.name.split("/")
             if len(parts) == 6 and parts[4] == "holes":
-                fields = json.loads(self._get_record("/".join(parts[2:])))
+                fields = self.get_record_json("/".join(parts[2:]))
                 found.append(LogHole(parts[3], fields["first"], fields["last"], fields["cause"]))
         return found
 
@@ -176,7 +181,24 @@ class Lineage:
 
     def backup_ids(self) -> list[str]:
         """Ids of committed backups, oldest first (ids begin with the instant of their start)."""
-        return sorted(info.name.rpartition("/")[2] for info in self.store.list(self.root + "backups/"))
+        infos = self.store.list(self.root + "backups/")
+        return sorted(info.name.rpartition("/")[2] for info in infos if not self._is_revocation(info))
+
+    def revoke(self, backup_id: str) -> None:
+        """
+        Take the name of a backup that was never committed, so that its writer, should it still live, cannot
+        commit it. Raises: ObjectExists where it is committed or revoked.
+        """
+        self.put_blob(f"backups/{backup_id}", Kind.RECORD, b"")
+
+    def _is_revocation(self, info: ObjectInfo) -> bool:
+        """
+        Whether an object stands where a manifest could, to say that there will be none. A damaged manifest
+        of the same size is not taken for one. Raises: IntegrityError.
+        """
+        if info.size_bytes != REVOCATION_BYTES:
+            return False
+        return self.get_blob(info.name[len(self.root) :], Kind.RECORD) == b""
 
     def manifest_name(self, backup_id: str) -> str:
         """Object name of a manifest: the commit point of a backup."""
@@ -200,13 +222,25 @@ class Lineage:
         """Seal, sign and put a manifest. Raises: ObjectExists where the id is taken (or was revoked)."""
         self.put_blob(f"backups/{manifest.backup_id}", Kind.MANIFEST, encode_manifest(manifest), sign=True)
 
-    def condemned_packs(self) -> set[str]:
-        """Packs of this lineage that a garbage collector is about to delete: they must not be reused."""
-        prefix = self.root + "packs/"
+    def condemned(self) -> set[str]:
+        """
+        Packs and maps of this lineage ("packs/...", "maps/...") that a garbage collector is about to delete:
+        they must not be reused. A tomb that is gone by now has been withdrawn, or its objects are gone too.
+        """
         condemned: set[str] = set()
         for info in self.store.list("tombs/"):
-            names = json.loads(self.store.get(info.name))["packs"]
-            condemned |= {name[len(prefix) :] for name in names if name.startswith(prefix)}
+            try:
+                names = json.loads(self.store.get(info.name))["objects"]
+                mine = {name[len(self.root) :] for name in names if name.startswith(self.root)}
+            except ObjectMissing:
+                continue
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise IntegrityError(
+                    f"tomb {info.name!r} is damaged",
+                    detail="It does not say what is about to be deleted, so nothing can be reused safely.",
+                    hints=["delete the tomb when no garbage collection runs"],
+                ) from error
+            condemned |= mine
         return condemned
 
     def put_blob(self, name: str, kind: Kind, content: Buffer, *, sign: bool = False) -> int:
@@ -215,9 +249,7 @@ class Lineage:
         ObjectExists.
         """
         writer = ContainerWriter(self.keys, self.root + name, kind, clock=self.clock)
-        view = memoryview(content)
-        for begin in range(0, len(view), BLOB_FRAME_BYTES):
-            writer.add(view[begin : begin + BLOB_FRAME_BYTES], proof=True)
+        writer.add_blob(content)
         self.store.put(self.root + name, writer.finish(sign=sign))
         return writer.size_bytes
 
@@ -231,7 +263,10 @@ class Lineage:
 
     def get_record_json(self, name: str) -> dict[str, Any]:
         """A record that `put_record_json` stored. Raises: ObjectMissing, IntegrityError."""
-        return dict(json.loads(self._get_record(name)))
+        try:
+            return dict(json.loads(self._get_record(name)))
+        except (ValueError, TypeError) as error:
+            raise IntegrityError(f"record {self.root + name!r} is malformed") from error
 
     def _put_record(self, name: str, content: bytes) -> None:
         if len(content) > RECORD_BYTES_MAX:

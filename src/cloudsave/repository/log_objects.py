@@ -3,8 +3,8 @@ Log objects: a sealed stretch of log with an index of its commits.
 
 The name carries what a listing must tell: `logs/<branch>/<group>/<first>-<last>-<commit first>-<commit
 last>`, all but the branch as 16 (group: 8) lower-case hex digits; group = first >> 28; the instants are
-microseconds since 1970 of the first and last commit in log order, 0 where there is none. Frame 0 is the
-index, the other frames are the log bytes in order.
+microseconds since 1970 of the earliest and the latest commit, 0 where there is none. Frame 0 is the index,
+the other frames are the log bytes in order.
 
     index frame
     0    4    u32 length of the JSON head
@@ -28,7 +28,6 @@ from cloudsave.clock import Clock
 from cloudsave.errors import IntegrityError
 from cloudsave.model.log import Commit, LogIndex, LogSegment, RestorePoint
 from cloudsave.repository.container import (
-    BLOB_FRAME_BYTES,
     FRAME_HEADER,
     HEADER_BYTES,
     ContainerReader,
@@ -83,8 +82,7 @@ def write_log_object(
     view = memoryview(joined)
     if len(view) != segment.last - segment.first:
         raise ValueError("log bytes do not fill the segment")
-    for begin in range(0, len(view), BLOB_FRAME_BYTES):
-        writer.add(view[begin : begin + BLOB_FRAME_BYTES], proof=True)
+    writer.add_blob(view)
     return writer.finish()
 
 
@@ -92,8 +90,6 @@ def read_log_object(keys: LineageKeys, segment: LogSegment, content: Buffer) -> 
     """The log bytes, all checked. Raises: IntegrityError."""
     name = log_object_name(keys.lineage, segment)
     frames = read_frames(keys, name, Kind.LOG, content)
-    if not frames:
-        raise IntegrityError(f"object {name!r} is damaged", detail="It holds no index.")
     _decode_index(name, segment, frames[0])
     log = b"".join(frames[1:])
     if len(log) != segment.last - segment.first:
@@ -105,8 +101,11 @@ def read_log_object(keys: LineageKeys, segment: LogSegment, content: Buffer) -> 
 
 
 def index_bytes_needed(head: Buffer) -> int:
-    """How many bytes from the begin of the object hold the whole index frame, from its first 48 or more."""
-    _, _, sealed_bytes, _ = FRAME_HEADER.unpack_from(head, HEADER_BYTES)
+    """How many bytes from the begin of the object hold the whole index frame. Raises: IntegrityError."""
+    try:
+        _, _, sealed_bytes, _, _ = FRAME_HEADER.unpack_from(head, HEADER_BYTES)
+    except struct.error as error:
+        raise IntegrityError("log object is damaged", detail="It ends within its header.") from error
     return int(HEADER_BYTES + FRAME_HEADER.size + sealed_bytes)
 
 

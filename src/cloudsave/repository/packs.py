@@ -43,6 +43,8 @@ from cloudsave.repository.maps import FRAME_TYPE, Fingerprints
 from cloudsave.store.api import Buffer, ObjectStore
 
 PACK_BYTES_TARGET = 32 << 20
+TRAILER_BYTES_TARGET = 16 << 20
+"""Pages that compress to almost nothing fill a pack by what its trailer says of them."""
 MAGIC = b"PAK1"
 ENTRY_TYPE = np.dtype(
     [("path", "<u4"), ("frame", "<u4"), ("block", "<u4"), ("count", "<u4"), ("offset", "<u4")]
@@ -70,6 +72,8 @@ class PackBuilder:
     container: ContainerWriter
     frames: list[FrameRef] = field(default_factory=list)
     stretches: list[tuple[int, Stretch]] = field(default_factory=list)
+    trailer_bytes_max: int = 0
+    """Upper bound of the size of the trailer so far."""
 
     @staticmethod
     def open(keys: LineageKeys, name: str, *, clock: Clock, level: int) -> PackBuilder:
@@ -79,19 +83,25 @@ class PackBuilder:
 
     @property
     def is_full(self) -> bool:
-        """Whether it has reached its target size."""
-        return self.container.size_bytes >= PACK_BYTES_TARGET
+        """Whether it, or its trailer, has reached its target size."""
+        return (
+            self.container.size_bytes >= PACK_BYTES_TARGET or self.trailer_bytes_max >= TRAILER_BYTES_TARGET
+        )
 
     def add(self, plain: Buffer, stretches: list[Stretch], *, proof: bool) -> FrameRef:
         """Seal a frame that holds `stretches`."""
         frame = self.container.add(plain, proof=proof)
         self.stretches += [(len(self.frames), stretch) for stretch in stretches]
         self.frames.append(frame)
+        self.trailer_bytes_max += FRAME_TYPE.itemsize + sum(
+            2 + len(os.fsencode(one.path)) + ENTRY_TYPE.itemsize + one.fingerprints.nbytes
+            for one in stretches
+        )
         return frame
 
     def put(self, store: ObjectStore) -> int:
         """Close the pack with its trailer and store it; its size."""
-        index = self.container.add(self._trailer(), proof=True)
+        index = self.container.add(self._trailer(), proof=True, last=True)
         store.put(self.container.name, self.container.finish(index=index))
         return self.container.size_bytes
 
@@ -140,7 +150,9 @@ def read_trailer(keys: LineageKeys, store: ObjectStore, name: str, size_bytes: i
         keys, full_name, Kind.PACK, store.get_range(full_name, offset=0, length=HEADER_BYTES)
     )
     sealed = store.get_range(full_name, offset=footer.index_offset, length=length)
-    plain, _ = reader.open(sealed, number=footer.frame_count - 1)
+    plain, end = reader.open(sealed, number=footer.frame_count - 1, last=True)
+    if end != length:
+        raise IntegrityError(f"object {full_name!r} is damaged", detail="Its trailer is not its last frame.")
     try:
         return _parse_trailer(plain)
     except (struct.error, ValueError, IndexError) as error:

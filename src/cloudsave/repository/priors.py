@@ -7,7 +7,7 @@ Two origins: the parent backup's maps, and packs of backups that were killed bef
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cloudsave.errors import CloudsaveError
 from cloudsave.model.manifest import FileEntry, Manifest
-from cloudsave.repository.container import FrameRef, Kind
+from cloudsave.repository.container import FOOTER_BYTES, FRAME_HEADER, FrameRef, Kind
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import (
     BLOCK_BYTES,
@@ -58,18 +58,23 @@ class PriorFile:
         return len(self.fingerprints)
 
 
-def expand_segment(segment: SegmentMap, packs: tuple[str, ...], usable: Collection[str]) -> PriorFile:
-    """A parent's segment map, block by block; blocks in packs that are not `usable` are not known."""
+def expand_segment(segment: SegmentMap, packs: tuple[str, ...], usable: Mapping[str, int]) -> PriorFile:
+    """
+    A parent's segment map, block by block; blocks in packs that are not `usable` (sizes by name), or that end
+    behind the end of their pack, are not known.
+    """
     runs, frames = segment.runs, segment.frames
     count = runs["count"].astype(np.int64)
     frame = np.repeat(runs["frame"], count)
     within = np.arange(len(frame), dtype=np.int64) - np.repeat(runs["block"].astype(np.int64), count)
     offset = np.repeat(runs["offset"].astype(np.int64), count) + within * BLOCK_BYTES
     offset[frame == ZERO_FRAME] = 0
-    pack_usable = np.array([name in usable for name in packs], dtype=bool)
+    pack_ends = np.array([usable.get(name, 0) - FOOTER_BYTES for name in packs], dtype=np.int64)
+    frame_ends = frames["offset"].astype(np.int64) + FRAME_HEADER.size + frames["sealed"]
+    frame_usable = frame_ends <= pack_ends[frames["pack"]] if len(frames) else np.zeros(0, bool)
     known = np.ones(len(frame), dtype=bool)
     held = frame != ZERO_FRAME
-    known[held] = pack_usable[frames["pack"][frame[held]]]
+    known[held] = frame_usable[frame[held]]
     places = tuple(
         (packs[pack], FrameRef(number, frame_offset, sealed, plain))
         for pack, number, frame_offset, sealed, plain in frames.tolist()
@@ -99,10 +104,17 @@ class _Adopted:
 class Priors:
     """Finds stored blocks by path. Used by one thread."""
 
-    def __init__(self, lineage: Lineage, parent: Manifest | None, usable_packs: Collection[str]) -> None:
+    def __init__(
+        self,
+        lineage: Lineage,
+        parent: Manifest | None,
+        usable_packs: Mapping[str, int],
+        condemned: Collection[str] = (),
+    ) -> None:
         self._lineage = lineage
         self._parent = parent
         self._usable = usable_packs
+        self._condemned = condemned
         self._entries = {entry.path: entry for entry in parent.files} if parent else {}
         self._maps: OrderedDict[int, MapObject] = OrderedDict()
         self._adopted: dict[str, _Adopted] = {}
@@ -118,8 +130,10 @@ class Priors:
 
     def find(self, path: str) -> tuple[list[PriorFile], FileEntry | None]:
         """
-        What is stored of the file at `path`: of the parent (first, where its entry is returned too), then
-        of unfinished backups.
+        What is stored of the file at `path`: of the parent, then of unfinished backups.
+
+        The parent's entry is returned only where its whole map object may be named again: neither it nor any
+        pack that it refers to, be it for another file, is missing or about to be deleted.
         """
         found = []
         entry = self._entries.get(path)
@@ -128,10 +142,16 @@ class Priors:
             segment = parent_map.segments[entry.map_ordinal]
             if len(segment.frames) <= FRAMES_PER_SEGMENT_MAX:
                 found.append(expand_segment(segment, parent_map.packs, self._usable))
-        entry = entry if found else None
+            if not found or not self._may_name(entry, parent_map):
+                entry = None
         if path in self._adopted:
             found.append(self._adopted[path].expand())
         return found, entry
+
+    def _may_name(self, entry: FileEntry, parent_map: MapObject) -> bool:
+        if f"maps/{self.parent_map_id(entry)}" in self._condemned:
+            return False
+        return all(pack in self._usable for pack in parent_map.packs)
 
     def _map(self, index: int) -> MapObject:
         if index not in self._maps:

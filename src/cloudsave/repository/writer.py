@@ -115,7 +115,6 @@ class BackupWriter:
         self._generation = 0
         self._statistics = BackupStatistics()
         self._current: FileState | None = None
-        self._maps = MapWriter(lineage)
         self._stopping = False
 
     # ---- life cycle
@@ -136,11 +135,12 @@ class BackupWriter:
                 "created_utc": self._lineage.clock.now().isoformat(timespec="seconds"),
             },
         )
-        condemned = self._lineage.condemned_packs()
+        condemned = self._lineage.condemned()
         prefix = self._lineage.root + "packs/"
         sizes = {info.name[len(prefix) :]: info.size_bytes for info in self._lineage.store.list(prefix)}
-        usable = {name: size for name, size in sizes.items() if name not in condemned}
-        self._priors = Priors(self._lineage, self._parent, usable.keys())
+        usable = {name: size for name, size in sizes.items() if f"packs/{name}" not in condemned}
+        self._priors = Priors(self._lineage, self._parent, usable, condemned)
+        self._maps = MapWriter(self._lineage, generation=self._generation)
         wanted = {f"{generation:08x}" for generation in unfinished}
         adopted = self._priors.adopt(
             [(n, s) for n, s in sorted(usable.items()) if n.partition("-")[0] in wanted]
@@ -294,7 +294,7 @@ class BackupWriter:
                     self._unread -= 1
                     self._read.notify_all()
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
-            self._error = error
+            self._error = self._error or error
             self._stopping = True
 
     def _take(self, worker: _Worker, task: _Task) -> None:
@@ -312,6 +312,8 @@ class BackupWriter:
             if got < want:
                 short = True
                 break
+        if self._stopping:
+            return
         with self._lock:
             task.state.pending -= 1
             task.state.shrank = task.state.shrank or short
