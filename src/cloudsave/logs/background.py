@@ -22,6 +22,8 @@ ONE_OFF = CaptureOptions(salvage=False, running_patience_seconds=0.0)
 """For capture inside a base backup: log that was lost before it is recorded as such, not looked for."""
 _START_SECONDS_MAX = 60.0
 """Limit: capture streams within this after it was started."""
+COVER_SECONDS_MAX = 900.0
+"""Limit: the log of a base backup is durable within this after its end."""
 _POLL_SECONDS = 0.2
 
 
@@ -63,8 +65,7 @@ class BackgroundCapture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self.leave()
         if error is None:
             self._raise_error()
 
@@ -92,9 +93,14 @@ class BackgroundCapture:
 
     def stop(self) -> None:
         """Store what is at hand and end. Raises: what ended capture."""
-        self._stop.set()
-        self._thread.join()
+        self.leave()
         self._raise_error()
+
+    def leave(self) -> None:
+        """Store what is at hand and end. Never raises."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _reached(self, position: Position) -> bool:
         status = self._status
@@ -153,17 +159,67 @@ def durable_up_to(lineage: LogArchive, position: Position) -> bool:
     return ledger.frontier(position.branch, position.offset - 1) >= position.offset
 
 
-def await_durable(lineage: LogArchive, position: Position, *, clock: Clock, timeout_seconds: float) -> None:
+def await_durable(
+    lineage: LogArchive, start: Position, stop: Position, *, clock: Clock, timeout_seconds: float
+) -> None:
     """
-    Wait until another process's capture has made all log up to `position` durable. Raises: BackupNotCovered.
+    Wait until all log of [start, stop) is in the repository, whoever captures it. Raises: BackupNotCovered.
     """
     deadline = clock.monotonic() + timeout_seconds
-    while not durable_up_to(lineage, position):
+    while True:
+        reached = Ledger(lineage.logs()).frontier(start.branch, start.offset)
+        if start.branch == stop.branch and reached >= stop.offset:
+            return
         if clock.monotonic() > deadline:
             raise BackupNotCovered(
                 "could not see the log that the backup needs in the repository",
-                detail=f"Branch {position.branch} is not durable up to {position.offset:#x} after"
-                f" {timeout_seconds:.0f} s.",
-                hints=["does `cloudsave logs capture` run for this source?"],
+                detail=f"Branch {start.branch} is durable from {start.offset:#x} to {reached:#x} only, after"
+                f" {timeout_seconds:.0f} s; needed up to {stop.offset:#x} of branch {stop.branch}.",
+                hints=["does `cloudsave logs capture` run for this source, and is it close behind?"],
             )
-        clock.sleep(1.0)
+        clock.sleep(_POLL_SECONDS * 5)
+
+
+class BackupLogCover:
+    """
+    Sees to the log of one base backup: relies on the capture that runs already, or runs one of its own.
+
+    `running` tells whether a capture runs for the source; `make_source` gives a log source with a temporary
+    slot, so that nothing is left on the server.
+    """
+
+    def __init__(
+        self,
+        running: Callable[[], bool],
+        make_source: Callable[[], LogSource],
+        lineage: LogArchive,
+        dialect: Dialect,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._running = running
+        self._make_source = make_source
+        self._lineage = lineage
+        self._dialect = dialect
+        self._clock = clock
+        self._own: BackgroundCapture | None = None
+
+    def begin(self) -> str:
+        """Make sure that log from now on is captured; how, in a sentence."""
+        if self._running():
+            return "the log is captured by the capture that runs already"
+        self._own = BackgroundCapture(self._make_source(), self._lineage, self._dialect, clock=self._clock)
+        self._own.start()
+        return "the log was captured for the time of the backup only"
+
+    def wait_until_durable(self, start: Position, stop: Position) -> None:
+        """Return when all log of [start, stop) is in the repository. Raises: BackupNotCovered."""
+        if self._own is not None:
+            self._own.await_durable(stop, timeout_seconds=COVER_SECONDS_MAX)
+        await_durable(self._lineage, start, stop, clock=self._clock, timeout_seconds=COVER_SECONDS_MAX)
+
+    def close(self) -> None:
+        """Stop what `begin` started. Never raises."""
+        own, self._own = self._own, None
+        if own is not None:
+            own.leave()
