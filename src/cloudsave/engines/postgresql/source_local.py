@@ -1,0 +1,278 @@
+"""
+A base backup read from the data directory on this machine, in backup mode, by many threads.
+
+Invariant: nothing is copied before the server is in backup mode, and `pg_control` is copied after all else,
+so that replay from the start of the backup makes every page right, torn ones included.
+Invariant: the session that started the backup stops it; when it ends in any other way, so does the backup.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+from cloudsave.clock import SYSTEM_CLOCK, Clock
+from cloudsave.engines.postgresql.backup_session import (
+    BackupSession,
+    Stopped,
+    label_start,
+    outside_files,
+    read_local,
+)
+from cloudsave.engines.postgresql.data_directory import Walk, file_item, unreadable
+from cloudsave.engines.postgresql.exclusions import CONTROL_FILE, relation_of
+from cloudsave.engines.postgresql.format_control import ControlFile, parse_control
+from cloudsave.engines.postgresql.page_check import PageCheck
+from cloudsave.errors import EngineError, IntegrityError
+from cloudsave.model.engine_facts import BackupStart, BackupStop
+from cloudsave.model.identity import Role, SourceIdentity
+from cloudsave.model.item import Item, ItemKind, LateFile, Piece
+from cloudsave.model.position import Position
+
+PIECE_BYTES = 32 << 20
+"""Length of a piece; files of at least this size come first."""
+WHOLE_FILE_BYTES_MAX = 1 << 20
+"""Limit: files without pages up to this size are read at once, to their end, wherever that is by then."""
+CONTROL_TRIES_MAX = 10
+"""Limit: reads of `pg_control` until its CRC fits; the server overwrites it in place."""
+CONTROL_RETRY_SECONDS = 0.1
+_CONTROL_BYTES_MAX = 8192
+
+
+class LocalBackupSource:
+    """`BackupSource` over a data directory that is proved to be the server's."""
+
+    def __init__(
+        self,
+        session: BackupSession,
+        identity: SourceIdentity,
+        *,
+        label: str,
+        fast: bool,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._session = session
+        self._identity = identity
+        self._label = label
+        self._fast = fast
+        self._clock = clock
+        self._root = Path(identity.data_directory)
+        self._big: list[Item] = []
+        self._walk = Walk(self._root)
+        self._outside: tuple[tuple[Item, bytes], ...] = ()
+        self._notes: list[str] = []
+        self._check: PageCheck | None = None
+        self._start: Position | None = None
+
+    def begin(self) -> BackupStart:
+        """See `BackupSource.begin`. Raises: UnsuitableSettings, PermissionMissing, SourceUnreadable."""
+        start = self._start = self._session.start(self._label, fast=self._fast)
+        self._check = PageCheck(
+            start_offset=start.offset, checksums=self._identity.page_checksums, clock=self._clock
+        )
+        found = outside_files(self._session, self._identity.data_directory, read_local)
+        self._outside = found.files
+        bytes_expected = 0
+        survey = Walk(self._root)
+        for item in survey.files():
+            bytes_expected += item.size_bytes
+            if item.size_bytes >= PIECE_BYTES:
+                self._big.append(item)
+        self._big.sort(key=lambda item: (-item.size_bytes, item.path))
+        tablespaces = {
+            item.path.rpartition("/")[2]: item.link_target
+            for item in survey.ordered_directories()
+            if item.kind == ItemKind.LINK
+        }
+        return BackupStart(
+            position=start,
+            method="local",
+            bytes_expected=bytes_expected,
+            tablespaces=tablespaces,
+            settings=self._session.settings(),
+            notes=found.notes,
+        )
+
+    def pieces(self) -> Iterator[Piece]:
+        """See `BackupSource.pieces`. What grows beyond the size first seen is brought back by replay."""
+        assert self._check is not None
+        seen = {item.path for item in self._big}
+        for item in self._big:
+            for offset in range(0, item.size_bytes, PIECE_BYTES):
+                yield FilePiece(self._root, item, self._check, offset=offset)
+        for item in self._walk.files():
+            if item.path in seen:
+                continue
+            if item.page_bytes == 0 and item.size_bytes <= WHOLE_FILE_BYTES_MAX:
+                whole = self._whole_file(item)
+                if whole is not None:
+                    yield whole
+            elif item.size_bytes:
+                for offset in range(0, item.size_bytes, PIECE_BYTES):
+                    yield FilePiece(self._root, item, self._check, offset=offset)
+            else:
+                yield ReadPiece(item, b"")
+        for item, content in self._outside:
+            yield ReadPiece(item, content)
+
+    def finish(self) -> BackupStop:
+        """See `BackupSource.finish`. Raises: EngineError where the server has left backup mode."""
+        assert self._check is not None
+        assert self._start is not None
+        control, control_item, content = self._read_control()
+        stopped = self._session.stop()
+        self._session.close()
+        begun = label_start(stopped.label)
+        if begun != self._start:
+            raise IntegrityError(
+                "backup label does not belong to this backup",
+                detail=f"Started at {self._start}, the label says {begun}.",
+            )
+        return BackupStop(
+            position=Position(self._stop_branch(control), stopped.offset),
+            directories=self._walk.ordered_directories(),
+            late_files=(*self._labels(stopped), LateFile(control_item, content)),
+            corrupt_pages=self._check.corrupt_pages(),
+            notes=tuple(self._walk.notes + self._notes),
+        )
+
+    def abort(self) -> None:
+        """See `BackupSource.abort`: the end of the session ends backup mode."""
+        self._session.close()
+
+    def _whole_file(self, item: Item) -> Piece | None:
+        """
+        A small file without pages. Some are replaced by rename while we look, so that the size first seen
+        means nothing. None where it is gone.
+        """
+        path = self._root / item.path
+        try:
+            with path.open("rb") as file:
+                return ReadPiece(file_item(item.path, os.fstat(file.fileno())), file.read())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def _read_control(self) -> tuple[ControlFile, Item, bytes]:
+        """`pg_control` with a CRC that fits."""
+        path = self._root / CONTROL_FILE
+        for attempt in range(CONTROL_TRIES_MAX):
+            if attempt:
+                self._clock.sleep(CONTROL_RETRY_SECONDS)
+            try:
+                with path.open("rb") as file:
+                    content = file.read(_CONTROL_BYTES_MAX)
+                    item = file_item(CONTROL_FILE, os.fstat(file.fileno()))
+                control = parse_control(content)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            except IntegrityError:
+                continue
+            if str(control.system_identifier) != self._identity.system_identifier:
+                raise EngineError(
+                    "data directory has been replaced during the backup",
+                    detail=f"Its system identifier is now {control.system_identifier}.",
+                )
+            return control, item, content
+        raise IntegrityError(
+            "control file of the server is damaged",
+            detail=f"The CRC of {str(path)!r} was wrong {CONTROL_TRIES_MAX} times in a row.",
+            hints=["is the server healthy? it could not start from this file"],
+        )
+
+    def _stop_branch(self, control: ControlFile) -> str:
+        """
+        The branch on which the backup ends. A primary cannot leave its branch; a replica follows another
+        one, and says so in its control file.
+        """
+        assert self._start is not None
+        if self._identity.role == Role.REPLICA and control.min_recovery_timeline:
+            return f"{control.min_recovery_timeline:08X}"
+        return self._start.branch
+
+    def _labels(self, stopped: Stopped) -> Iterator[LateFile]:
+        mode = (self._root / "PG_VERSION").stat().st_mode & 0o7777
+        now_us = int(self._clock.now().timestamp() * 1_000_000)
+        for name, text in (("backup_label", stopped.label), ("tablespace_map", stopped.tablespace_map)):
+            if text:
+                content = text.encode("utf-8", "surrogateescape")
+                yield LateFile(Item(name, ItemKind.FILE, mode, len(content), now_us), content)
+
+
+class ReadPiece:
+    """A piece whose bytes have been read."""
+
+    def __init__(self, item: Item, content: bytes) -> None:
+        self.item = item
+        self.offset = 0
+        self.length = len(content)
+        self._content = memoryview(content)
+
+    def read_into(self, target: memoryview, *, offset: int) -> int:
+        """See `Piece.read_into`."""
+        part = self._content[offset : offset + len(target)]
+        target[: len(part)] = part
+        return len(part)
+
+
+class FilePiece:
+    """
+    A stretch of a file of the data directory, opened when it is first read and closed at its end, so that
+    the open files are as many as the readers.
+    """
+
+    def __init__(self, root: Path, item: Item, check: PageCheck, *, offset: int) -> None:
+        self.item = item
+        self.offset = offset
+        self.length = min(PIECE_BYTES, item.size_bytes - offset)
+        self._path = root / item.path
+        self._check = check
+        self._file: FileIO | None = None
+
+    def read_into(self, target: memoryview, *, offset: int) -> int:
+        """See `Piece.read_into`. A file that is gone was dropped; replay drops it too."""
+        want = min(len(target), self.length - offset)
+        try:
+            if self._file is None:
+                self._file = FileIO(self._path)
+            descriptor = self._file.fileno()
+            self._read_ahead(descriptor, self.offset + offset + want, offset + want)
+            got = _read_fully(descriptor, target[:want], self.offset + offset)
+            relation = relation_of(self.item.path) if self.item.page_bytes else None
+            if relation is not None and got:
+                first_block = relation.first_block + (self.offset + offset) // self.item.page_bytes
+                self._check.check_file(
+                    self.item.path,
+                    target[:got],
+                    first_block=first_block,
+                    descriptor=descriptor,
+                    offset=self.offset + offset,
+                )
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise unreadable(self._path, error) from error
+        if got < want or offset + got == self.length:
+            self._file.close()
+            self._file = None
+        return got
+
+    def _read_ahead(self, descriptor: int, place: int, done: int) -> None:
+        """Ask for what is read next while this is worked on."""
+        left = min(self.length - done, 1 << 20)
+        if left > 0:
+            os.posix_fadvise(descriptor, place, left, os.POSIX_FADV_WILLNEED)
+
+
+def _read_fully(descriptor: int, target: memoryview, offset: int) -> int:
+    """Fill `target`; fewer bytes only at the end of the file."""
+    done = 0
+    while done < len(target):
+        got = os.preadv(descriptor, [target[done:]], offset + done)
+        if got == 0:
+            break
+        done += got
+    return done
