@@ -2,8 +2,9 @@
 The seam of object stores: a flat namespace of write-once objects.
 
 Names are relative, "/"-separated, of the characters `[A-Za-z0-9._=-]`, at most NAME_BYTES_MAX long; no
-component is empty, "." or "..". All methods are safe to call from several threads. Back ends translate
-their driver's exceptions to the branch StoreError and nothing else leaves them.
+component is empty, begins with a dot or is longer than COMPONENT_BYTES_MAX; no name is a directory of
+another. `names.py` checks this for every back end. All methods are safe to call from several threads. Back
+ends translate their driver's exceptions to the branch StoreError and nothing else leaves them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Protocol
 
 NAME_BYTES_MAX = 512
 """Limit: the longest object name."""
+
+COMPONENT_BYTES_MAX = 200
+"""Limit: the longest part between two slashes; file systems allow 255."""
 
 Buffer = bytes | bytearray | memoryview
 

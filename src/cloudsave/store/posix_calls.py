@@ -1,0 +1,67 @@
+"""System calls that the POSIX store needs: two ways to name a file if no other has that name, and syncfs."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable, Sequence
+
+Placement = Callable[[int, str, int, str], None]
+"""
+(source directory, source name, target directory, target name), directories as open descriptors.
+
+Gives the file the target name in one atomic step, or raises FileExistsError; the source name may stay.
+Raises OSError with one of UNSUPPORTED where the file system cannot do it.
+"""
+
+UNSUPPORTED = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+"""What file systems answer to a call that they lack; EPERM is link() on vfat and some FUSE file systems."""
+
+_RENAME_NOREPLACE = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def place_by_link(source_dir: int, source: str, target_dir: int, target: str) -> None:
+    """Placement by a hard link, which every POSIX file system that has links makes atomic, NFS too."""
+    os.link(source, target, src_dir_fd=source_dir, dst_dir_fd=target_dir)
+
+
+def place_by_rename(source_dir: int, source: str, target_dir: int, target: str) -> None:
+    """Placement by renameat2(RENAME_NOREPLACE), for file systems without hard links."""
+    if not hasattr(_LIBC, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    _checked(
+        _LIBC.renameat2(source_dir, os.fsencode(source), target_dir, os.fsencode(target), _RENAME_NOREPLACE)
+    )
+
+
+PLACEMENTS: Sequence[Placement] = (place_by_link, place_by_rename)
+
+
+def sync_file_system(descriptor: int) -> None:
+    """Make durable all that was written to the file system of `descriptor`, names included."""
+    _checked(_LIBC.syncfs(descriptor))
+
+
+def write_all(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+    """Write the concatenation of `parts` without building it."""
+    pending = [memoryview(part).cast("B") for part in parts if len(part)]
+    first = 0
+    while first < len(pending):
+        written = os.writev(descriptor, pending[first : first + _IOVECS_MAX])
+        while first < len(pending) and written >= pending[first].nbytes:
+            written -= pending[first].nbytes
+            first += 1
+        if written:
+            pending[first] = pending[first][written:]
+
+
+_IOVECS_MAX = min(1024, os.sysconf("SC_IOV_MAX"))
+
+
+def _checked(result: int) -> None:
+    """Raise OSError when a C function answered -1."""
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
