@@ -12,12 +12,8 @@ from cloudsave.model.ledger import Extent, Ledger, Stretch
 from cloudsave.model.log import Commit, LogIndex, RestorePoint
 from cloudsave.recovery.history import Indexes
 
-INSTANT_SLACK_US = 60_000_000
-"""
-The name of a segment tells the instants of its first and last commit in log order; others in between may be
-later, since instants are taken before commits enter the log. A segment is passed over unread only when both
-are this much earlier than what is looked for.
-"""
+INDEX_OVERHANG_BYTES = 1 << 24
+"""Limit: a record listed with the segment in which it ends begins at most this much before that segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +87,7 @@ class LogPath:
         found = 0
         for extent in sorted(inside, key=_name_latest, reverse=True):
             latest = _name_latest(extent)
-            if latest == 0 or latest + INSTANT_SLACK_US <= found:
+            if latest == 0 or latest <= found:
                 break
             commits = self._commits_of(extent, begin=begin, end=end)
             found = max(found, max((one.instant_us for one in commits), default=0))
@@ -161,22 +157,19 @@ class LogPath:
         return None
 
 
-INDEX_OVERHANG_BYTES = 1 << 20
-"""A commit record listed with the segment in which it ends begins at most this much before that segment."""
-
-
 def is_beyond(instant_us: int, limit_us: int, inclusive: bool) -> bool:
     """Whether a commit of `instant_us` is to be left out by a time target."""
     return instant_us > limit_us if inclusive else instant_us >= limit_us
 
 
 def _name_latest(extent: Extent) -> int:
-    return max(extent.segment.commit_first_us, extent.segment.commit_last_us)
+    """No commit of the extent is later."""
+    return extent.segment.commit_last_us
 
 
 def _may_reach(extent: Extent, instant_us: int) -> bool:
     latest = _name_latest(extent)
-    return latest != 0 and latest + INSTANT_SLACK_US >= instant_us
+    return latest != 0 and latest >= instant_us
 
 
 def _known_begin(index: LogIndex, extent: Extent, offset: int) -> int | None:

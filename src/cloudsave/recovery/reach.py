@@ -6,29 +6,15 @@ and the log make reachable, and the refusals that name them. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from cloudsave.errors import ReachablePoint, TargetUnreachable, UnknownBackup
 from cloudsave.model.ledger import Ledger, Stretch
 from cloudsave.model.log import instant_from_us
 from cloudsave.model.position import Position
+from cloudsave.model.ranges import RecoverableRange
 from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.history import BackupSummary, History, Indexes
 from cloudsave.recovery.log_path import LogPath
-
-
-@dataclass(frozen=True, slots=True)
-class RecoverableRange:
-    """A span of a path in which every position, and every time, can be restored to."""
-
-    first: Position
-    last: Position
-    """The end of the last complete record."""
-    first_us: int
-    last_us: int
-    """Every commit acknowledged before this instant is in the range's log."""
-    backups: tuple[str, ...]
-    """The backups that it can start from, oldest stop first."""
 
 
 class Reach:
@@ -154,10 +140,11 @@ class Reach:
             end = max(log.tail().end, backup.stop.offset)
             found.append(
                 RecoverableRange(
-                    first=self.position(backup.stop.offset),
-                    last=self.position(end),
-                    first_us=min(self.earliest_us(*pair) for pair in run),
-                    last_us=max(log.complete_until_us(), self.earliest_us(backup, log)),
+                    branch=self.branch,
+                    begin=self.position(backup.stop.offset),
+                    end=self.position(end),
+                    begin_us=min(self.earliest_us(*pair) for pair in run),
+                    end_us=max(log.complete_until_us(), self.earliest_us(backup, log)),
                     backups=tuple(one.backup_id for one, _ in reversed(run)),
                 )
             )
@@ -169,17 +156,17 @@ class Reach:
         """The refusal of a target at `offset` or `instant_us`, with the nearest reachable points."""
         before, after = None, None
         for one in self.ranges():
-            if (instant_us is not None and one.last_us <= instant_us) or (
-                offset is not None and one.last.offset <= offset
+            if (instant_us is not None and one.end_us <= instant_us) or (
+                offset is not None and one.end.offset <= offset
             ):
                 before = one
-            starts_later = (instant_us is not None and one.first_us > instant_us) or (
-                offset is not None and one.first.offset > offset
+            starts_later = (instant_us is not None and one.begin_us > instant_us) or (
+                offset is not None and one.begin.offset > offset
             )
             if starts_later and after is None:
                 after = one
-        nearest_before = self._point(before.last, before.last_us) if before else None
-        nearest_after = self._point(after.first, after.first_us) if after else None
+        nearest_before = self._point(before.end, before.end_us) if before else None
+        nearest_after = self._point(after.begin, after.begin_us) if after else None
         return TargetUnreachable(
             message,
             detail=self._why(before, after),
@@ -189,8 +176,8 @@ class Reach:
         )
 
     def _why(self, before: RecoverableRange | None, after: RecoverableRange | None) -> str:
-        first = before.last.offset if before else 0
-        last = after.first.offset if after else None
+        first = before.end.offset if before else 0
+        last = after.begin.offset if after else None
         for hole in self.history.holes:
             if hole.last > first and (last is None or hole.first < last) and self._on_path(hole.branch):
                 span = f"{self.text(hole.first)} to {self.text(hole.last)}"
@@ -198,13 +185,13 @@ class Reach:
         if before is None and after is not None:
             return f"It lies before the end of the oldest backup that can be used, {after.backups[0]!r}."
         if before is not None and after is None:
-            beyond = max(self.ledger.furthest(branch) for branch, _, _ in self.path) > before.last.offset
+            beyond = max(self.ledger.furthest(branch) for branch, _, _ in self.path) > before.end.offset
             missing = (
                 " Log from there on is missing, and later log cannot be used without it." if beyond else ""
             )
-            return f"It lies after the end of the durable log, {self.text(before.last.offset)}.{missing}"
+            return f"It lies after the end of the durable log, {self.text(before.end.offset)}.{missing}"
         if before is not None:
-            return f"The log that follows {self.text(before.last.offset)} is missing."
+            return f"The log that follows {self.text(before.end.offset)} is missing."
         return f"Branch {self.branch} was searched."
 
     def _on_path(self, branch: str) -> bool:
@@ -212,8 +199,8 @@ class Reach:
 
     def _range_hints(self) -> list[str]:
         return [
-            f"reachable: {self.text(one.first.offset)} to {self.text(one.last.offset)},"
-            f" {instant_text(one.first_us)} to {instant_text(one.last_us)}"
+            f"reachable: {self.text(one.begin.offset)} to {self.text(one.end.offset)},"
+            f" {instant_text(one.begin_us)} to {instant_text(one.end_us)}"
             for one in self.ranges()
         ] or ["`cloudsave ranges NAME` shows what can be restored"]
 

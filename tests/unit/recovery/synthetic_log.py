@@ -54,8 +54,8 @@ class World:
             branch,
             first,
             last,
-            commits[0].instant_us if commits else 0,
-            commits[-1].instant_us if commits else 0,
+            min((one.instant_us for one in commits), default=0),
+            max((one.instant_us for one in commits), default=0),
             size_bytes=last - first,
         )
         self.indexes[segment] = LogIndex(

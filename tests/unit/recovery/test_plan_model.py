@@ -17,13 +17,13 @@ from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.history import BackupSummary
 from cloudsave.recovery.plan import plan_recovery
 
-JITTER_SECONDS = 25
+JITTER_SECONDS = 200
 STEP_SECONDS = 20
 
 
 @st.composite
 def records(draw: st.DrawFn, offset: int, number: int, count: int) -> list[Record]:
-    """Records of random length, most of them commits, with instants that go back and forth a little."""
+    """Records of random length, most of them commits, with instants that go back and forth."""
     found = []
     for n in range(count):
         end = offset + draw(st.integers(3, 30))
