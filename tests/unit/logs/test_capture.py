@@ -19,8 +19,11 @@ from cloudsave.errors import (
     StoreUnavailable,
 )
 from cloudsave.logs.capture import run_capture
+from cloudsave.logs.resume import read_stored
 from cloudsave.logs.status import CaptureOptions, CaptureState, CaptureStatus
+from cloudsave.model.history import Ancestry
 from cloudsave.model.identity import Role
+from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogHole, LogSegment
 from tests.unit.logs.fakes import (
     LOG_FILE_BYTES,
@@ -398,16 +401,17 @@ def test_whatever_happens_in_whatever_order_every_byte_is_stored(actions: list[s
             world.run(world.raising(unavailable()))
     world.run(world.durable)
     assert world.archive.stored_holes == []
-    begin = START
-    for point in world.server.points:
-        world.assert_complete(world.server.branch, point.end_offset, point.end_offset)
-        if begin < point.end_offset and world.archive.end(point.branch):
-            world.assert_complete(point.branch, begin, min(point.end_offset, world.archive.end(point.branch)))
-    world.assert_complete(
-        world.server.branch,
-        max(START, world.server.points[-1].end_offset if world.server.points else START),
-        world.server.end,
-    )
+    ancestry = Ancestry({world.server.branch: world.server.points})
+    path = ancestry.lineage_of(world.server.branch)
+    ledger = Ledger(world.archive.logs())
+    begins = [ledger.ranges(branch)[0][0] for branch, _, _ in path if ledger.ranges(branch)]
+    # Capture began with the log file that the slot held, or with the first of the branch then current.
+    switches = [START, *(point.end_offset for point in world.server.points)]
+    assert begins[0] in [switch - switch % LOG_FILE_BYTES for switch in switches]
+    cover = ledger.cover(path, begins[0], world.server.end)
+    assert cover.complete
+    stored = read_stored(world.archive, cover.extents)
+    assert stored == world.server.read(world.server.branch, begins[0], world.server.end)
 
 
 def _die_once(world: World, *, after: bool) -> None:
