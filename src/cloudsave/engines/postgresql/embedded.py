@@ -95,13 +95,14 @@ class EmbeddedServer:
 
     def spawn(self, *command: str) -> subprocess.Popen[bytes]:
         """Start one of the programs and leave it running; its output is thrown away."""
-        return subprocess.Popen(
+        process: subprocess.Popen[bytes] = subprocess.Popen(
             [str(self.programs / command[0]), *command[1:]],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
             **(self.user.process_arguments() if self.user else {}),  # type: ignore[call-overload]
         )
+        return process
 
     def stop(self, directories: Sequence[Path]) -> None:
         """Stop the servers that run in `directories`; those that run none are left alone."""

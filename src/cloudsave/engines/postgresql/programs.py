@@ -62,7 +62,7 @@ def server_user(wanted: str | None = None, *, owner_uid: int | None = None) -> S
             return ServerUser(entry.pw_name, entry.pw_uid, entry.pw_gid)
     raise ServerToolsMissing(
         "there is no unprivileged user to run the server",
-        detail=f"PostgreSQL refuses to run as root, and {wanted or 'neither postgres nor nobody'} does not exist.",
+        detail=f"PostgreSQL refuses root, and {wanted or 'neither postgres nor nobody'} does not exist.",
         hints=["name one with --owner"],
     )
 
@@ -179,7 +179,7 @@ def run_program(
     What it prints is in the result's `stdout`, or goes to the file `output`. (A server started by pg_ctl
     keeps what it is given: a pipe would never end.)
     """
-    return subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [str(directory / command[0]), *command[1:]],
         stdin=subprocess.DEVNULL,
         stdout=output or subprocess.PIPE,
@@ -191,3 +191,4 @@ def run_program(
         env={"LC_ALL": "C", "PATH": os.environ.get("PATH", ""), **(environment or {})},
         **(user.process_arguments() if user else {}),  # type: ignore[call-overload]
     )
+    return done
