@@ -110,7 +110,7 @@ def witnessed_rows(url: str) -> set[int]:
 def balances_agree(url: str) -> bool:
     """Whether pgbench's four sums are equal, as they are after every whole transaction."""
     query = """
-        with history as (select sum(delta) as total from public.pgbench_history)
+        with history as (select coalesce(sum(delta), 0) as total from public.pgbench_history)
         select (select sum(abalance) from public.pgbench_accounts) = total
            and (select sum(bbalance) from public.pgbench_branches) = total
            and (select sum(tbalance) from public.pgbench_tellers) = total
