@@ -84,8 +84,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """An incomplete run must not look green."""
-    green = exitstatus == pytest.ExitCode.OK and _complete_wanted(session.config)
-    if green and report_of(session.config).missing():
+    green = exitstatus == pytest.ExitCode.OK and not session.config.getoption("collectonly")
+    if green and _complete_wanted(session.config) and report_of(session.config).missing():
         session.exitstatus = EXIT_CODE_INCOMPLETE
 
 
@@ -93,7 +93,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Print the table, and what is missing in it."""
     report = report_of(config)
     rows = report.rows()
-    if not rows:
+    if not rows or config.getoption("collectonly"):
         return
     terminalreporter.section("engines exercised")
     terminalreporter.write_line(f"{'engine':<12} {'version':<10} {'passed':>7} {'failed':>7}")
