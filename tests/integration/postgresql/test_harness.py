@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psycopg
@@ -16,6 +18,8 @@ from tests.integration.postgresql.cluster import (
     open_session_folder,
     poll,
 )
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_server_is_of_the_version_asked_for(cluster: Cluster, postgresql_major: str) -> None:
@@ -106,3 +110,32 @@ def test_folder_of_a_dead_run_is_removed_and_of_a_living_one_kept(tmp_path: Path
     open_session_folder(tmp_path)
     assert living.is_dir()
     assert not dead.exists()
+
+
+ABANDONING_RUN = """
+import os, sys
+from pathlib import Path
+from tests.integration.postgresql.cluster import ClusterFactory, open_session_folder
+
+folder = open_session_folder(Path(sys.argv[2]))
+factory = ClusterFactory({"18": Path(sys.argv[1])}, root=folder, disk=folder, noted=lambda major: None)
+print(factory.create("18").process.pid, flush=True)
+os._exit(1)
+"""
+
+
+@pytest.mark.postgresql_majors("18")
+def test_server_of_a_killed_run_is_ended_by_the_next_run(
+    clusters: ClusterFactory, postgresql_major: str
+) -> None:
+    parent = clusters.folder()
+    bindir = clusters.bindirs[postgresql_major]
+    command = [sys.executable, "-c", ABANDONING_RUN, str(bindir), str(parent)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    server = Path("/proc") / done.stdout.strip()
+    assert server.name.isdigit(), done.stderr
+    assert server.exists()
+    (abandoned,) = parent.iterdir()
+    open_session_folder(parent)
+    poll(lambda: not server.exists(), "the abandoned server is gone")
+    assert not abandoned.exists()
