@@ -49,6 +49,11 @@ class BackupSummary:
     corrupt_pages: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def log_begin(self) -> int:
+        """The begin of the log file in which the backup starts: servers read log files from their begin."""
+        return self.start.offset - self.start.offset % self.log_file_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class History:

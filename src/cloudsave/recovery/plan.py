@@ -76,7 +76,7 @@ class RecoveryPlan:
     @property
     def log_begin(self) -> int:
         """Where the log begins that replay needs."""
-        return self.backup.start.offset
+        return self.backup.log_begin
 
     @property
     def log_bytes(self) -> int:
@@ -330,12 +330,16 @@ def _at_tail(reach: Reach, backup: BackupSummary, log: LogPath) -> Stop:
 
 
 def _assemble(reach: Reach, backup: BackupSummary, stop: Stop) -> RecoveryPlan:
-    path = tuple(step for step in reach.path if step[2] is None or step[2] > backup.start.offset)
-    needed = [branch for branch, begin, _ in path if begin < stop.log_end or branch == reach.branch]
+    path = tuple(step for step in reach.path if step[2] is None or step[2] > backup.log_begin)
+    needed = [
+        branch
+        for branch, begin, end in path
+        if (begin < stop.log_end or branch == reach.branch) and (end is None or end > backup.start.offset)
+    ]
     histories = tuple(branch for branch in needed if branch != reach.history.first_branch)
     for branch in histories:
         reach.need_history(branch)
-    cover = reach.ledger.cover(path, backup.start.offset, stop.log_end)
+    cover = reach.ledger.cover(path, backup.log_begin, stop.log_end)
     if not cover.complete:
         raise reach.refuse("the target is not reachable", offset=cover.end)
     log = reach.log_from(backup)

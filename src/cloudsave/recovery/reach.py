@@ -106,8 +106,8 @@ class Reach:
         return sorted(usable, key=lambda one: (one.stop.offset, one.start.offset), reverse=True)
 
     def log_from(self, backup: BackupSummary) -> LogPath:
-        """The durable log from the start of `backup` on."""
-        start = backup.start.offset
+        """The durable log from the log file in which `backup` starts on: servers read whole files."""
+        start = backup.log_begin
         if start not in self._log_paths:
             self._log_paths[start] = LogPath(self.ledger, self.path, first=start, indexes=self.indexes)
         return self._log_paths[start]

@@ -82,7 +82,7 @@ class World:
             started_us,
             started_us,
             data_bytes=1000,
-            log_file_bytes=1 << 20,
+            log_file_bytes=1,
         )
         self.backups.append(summary)
         return summary
