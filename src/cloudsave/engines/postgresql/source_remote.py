@@ -235,7 +235,7 @@ class _StreamReader:
         self._single_copy = single_copy
         self._copies_left = list(tablespaces)
         self._directories: dict[str, Item] = {}
-        self._in_place = {t.oid for t in tablespaces if t.oid and not t.location.startswith("/")}
+        self._locations = {t.oid: t.location for t in tablespaces}
         self._prefix = ""
         self._archive: TarParser | None = None
         self._in_manifest = False
@@ -286,8 +286,12 @@ class _StreamReader:
     def _begin_archive(self, oid: str) -> None:
         self._archive = TarParser()
         self._prefix = f"pg_tblspc/{oid}/" if oid else ""
-        if oid in self._in_place:
-            self._add(Item(f"pg_tblspc/{oid}", ItemKind.DIRECTORY, 0o700))
+        if oid:
+            # Beside a tablespace map the server sends no links.
+            location = self._locations.get(oid, "")
+            linked = location.startswith("/")
+            kind, target = (ItemKind.LINK, location) if linked else (ItemKind.DIRECTORY, "")
+            self._add(Item(f"pg_tblspc/{oid}", kind, 0o700, link_target=target))
 
     def _end_archive(self) -> None:
         if self._archive is not None:
