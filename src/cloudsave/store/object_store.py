@@ -52,7 +52,13 @@ _FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientCapa
 _PERMISSION_CODES = frozenset({"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 _PASSING_CODES = frozenset({"RequestTimeout", "SlowDown", "OperationAborted", "ConditionalRequestConflict"})
 _PASSING_STATUS = frozenset({408, 409, 425, 429})
-_METADATA_HOSTS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
+_CREDENTIAL_SERVICES = (
+    "http://169.254.",
+    "http://metadata.google.internal",
+    "/latest/api/token in ",
+    "/latest/meta-data/iam/",
+)
+"""What the address of a request tells when it was not to the store but to the machine's own cloud."""
 _TRANSPORT_TEXTS = ("HTTP error", "error sending request", "response body error", "timed out")
 _CERTIFICATE_TEXTS = ("InvalidCertificate", "invalid peer certificate", "certificate verify failed")
 
@@ -219,7 +225,7 @@ def _store_error(error: Exception, *, verb: str, name: str, url: str) -> StoreEr
     code = _first_group(_SERVICE_CODE, text)
     what = f'object "{name}"' if name else "objects"
     detail = _detail(text, status, code, url)
-    if any(f"http://{host}" in text for host in _METADATA_HOSTS):
+    if any(sign in text for sign in _CREDENTIAL_SERVICES):
         return StorePermission(
             f"cannot {verb} {what}: no credentials were found",
             detail=detail,
