@@ -33,6 +33,7 @@ Source: docs/repository_format.md; decision 0003.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ FRAME_HEADER = struct.Struct("<IIIBB2x")
 _FOOTER = struct.Struct("<QI4x32s64s8s")
 _DIGEST_OFFSET = 16
 """Where in the footer the BLAKE3 stands: it covers all before it."""
+SCRATCH_BYTES = (1 << 20) + 4096
+"""Size that the frames of packs fit in, coded or plain."""
 BLOB_FRAME_BYTES = 1 << 20
 """Plain bytes of a frame of a manifest, map or log object."""
 REVOCATION_BYTES = HEADER_BYTES + FRAME_HEADER.size + TAG_BYTES + FOOTER_BYTES
@@ -237,21 +240,67 @@ class ContainerReader:
             last: Whether it must be the object's last frame; None: either.
         Raises: IntegrityError.
         """
+        header, sealed = self._frame(frame, number, last)
+        _, plain_bytes, _, codec, _ = FRAME_HEADER.unpack(header)
+        coded = self._sealer.open(number, header, sealed)
+        what = f"frame {number} of {self._name!r}"
+        plain = CODEC.decompress(codec, coded, plain_bytes=plain_bytes, what=what)
+        return plain, FRAME_HEADER.size + len(sealed)
+
+    def open_into(self, frame: Buffer, *, number: int, scratch: FrameScratch) -> memoryview:
+        """
+        Like `open`, but the plain bytes stand in `scratch`, until it is used again. Raises: IntegrityError.
+        """
+        header, sealed = self._frame(frame, number, None)
+        _, plain_bytes, _, codec, _ = FRAME_HEADER.unpack(header)
+        coded_buffer, plain_buffer = scratch.room(len(sealed), plain_bytes)
+        coded_bytes = self._sealer.open_into(number, header, sealed, coded_buffer)
+        plain = plain_buffer[:plain_bytes]
+        CODEC.decompress_into(codec, coded_buffer[:coded_bytes], plain, f"frame {number} of {self._name!r}")
+        return plain
+
+    def _frame(self, frame: Buffer, number: int, last: bool | None) -> tuple[bytes, memoryview]:
+        """Header and sealed bytes of the frame at the begin of `frame`, its header checked."""
         view = memoryview(frame)
         if len(view) < FRAME_HEADER.size:
             raise _damaged(self._name, f"it ends before frame {number}")
         header = bytes(view[: FRAME_HEADER.size])
-        stated, plain_bytes, sealed_bytes, codec, is_last = FRAME_HEADER.unpack(header)
-        if stated != number or plain_bytes > FRAME_PLAIN_BYTES_MAX or sealed_bytes < TAG_BYTES:
+        stated, plain_bytes, sealed_bytes, _, is_last = FRAME_HEADER.unpack(header)
+        if (
+            stated != number
+            or max(plain_bytes, sealed_bytes) > FRAME_PLAIN_BYTES_MAX
+            or sealed_bytes < TAG_BYTES
+        ):
             raise _damaged(self._name, f"the header of frame {number} is wrong")
         end = FRAME_HEADER.size + sealed_bytes
         if len(view) < end:
             raise _damaged(self._name, f"it ends within frame {number}")
-        coded = self._sealer.open(number, header, view[FRAME_HEADER.size : end])
         if last is not None and is_last != last:
             raise _damaged(self._name, f"frames behind frame {number} were cut off or added")
-        what = f"frame {number} of {self._name!r}"
-        return CODEC.decompress(codec, coded, plain_bytes=plain_bytes, what=what), end
+        return header, view[FRAME_HEADER.size : end]
+
+
+class FrameScratch:
+    """
+    Buffers to open frames in, one after the other; for one thread.
+
+    They begin at a multiple of the machine's page size, so that what stands in them can be written around
+    the page cache.
+    """
+
+    def __init__(self) -> None:
+        self._plain = memoryview(mmap.mmap(-1, SCRATCH_BYTES))
+        self._coded = memoryview(mmap.mmap(-1, SCRATCH_BYTES))
+
+    def room(self, coded_bytes: int, plain_bytes: int) -> tuple[memoryview, memoryview]:
+        """
+        The two buffers, at least that large (both sizes have been checked against FRAME_PLAIN_BYTES_MAX).
+        """
+        if len(self._coded) < coded_bytes:
+            self._coded = memoryview(mmap.mmap(-1, coded_bytes))
+        if len(self._plain) < plain_bytes:
+            self._plain = memoryview(mmap.mmap(-1, plain_bytes))
+        return self._coded, self._plain
 
 
 def read_frames(

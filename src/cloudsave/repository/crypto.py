@@ -119,6 +119,28 @@ class Codec(threading.local):
             )
         return plain
 
+    def decompress_into(self, codec: int, coded: Buffer, target: memoryview, what: str) -> None:
+        """
+        Fill `target`, exactly, with the plain bytes; allocates nothing of its size. Raises: IntegrityError.
+        """
+        if codec == CODEC_RAW and len(coded) == len(target):
+            target[:] = coded
+            return
+        if codec != CODEC_ZSTD:
+            raise IntegrityError(f"cannot read {what}", detail=f"Its codec {codec} or its length is wrong.")
+        try:
+            with self._decompressor.stream_reader(coded, read_across_frames=False) as reader:
+                filled = 0
+                while filled < len(target) and (count := reader.readinto(target[filled:])):
+                    filled += count
+                surplus = reader.read(1)
+        except zstandard.ZstdError as error:
+            raise IntegrityError(f"cannot read {what}", detail=f"Decompression failed: {error}.") from error
+        if filled != len(target) or surplus:
+            raise IntegrityError(
+                f"cannot read {what}", detail="It holds another number of bytes than promised."
+            )
+
     def _unpack(self, coded: Buffer, plain_bytes: int, what: str) -> bytes:
         try:
             return self._decompressor.decompress(coded, max_output_size=plain_bytes)
@@ -149,11 +171,24 @@ class Sealer:
         try:
             return self._aead.decrypt(_nonce(frame_number), sealed, self._lineage + header)
         except InvalidTag as error:
-            raise IntegrityError(
-                f"object {self._name!r} is damaged",
-                detail=f"Frame {frame_number} fails its authentication: bytes were changed, lost or swapped.",
-                hints=["run `cloudsave verify` to see what else is affected"],
-            ) from error
+            raise self._unauthentic(frame_number) from error
+
+    def open_into(self, frame_number: int, header: bytes, sealed: Buffer, target: memoryview) -> int:
+        """`open` into a buffer that is large enough; the number of coded bytes. Raises: IntegrityError."""
+        coded_bytes = len(sealed) - TAG_BYTES
+        try:
+            return self._aead.decrypt_into(
+                _nonce(frame_number), sealed, self._lineage + header, target[:coded_bytes]
+            )
+        except InvalidTag as error:
+            raise self._unauthentic(frame_number) from error
+
+    def _unauthentic(self, frame_number: int) -> IntegrityError:
+        return IntegrityError(
+            f"object {self._name!r} is damaged",
+            detail=f"Frame {frame_number} fails its authentication: bytes were changed, lost or swapped.",
+            hints=["run `cloudsave verify` to see what else is affected"],
+        )
 
 
 def _nonce(frame_number: int) -> bytes:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cloudsave.errors import IntegrityError
 from cloudsave.model.manifest import FileEntry, Manifest
-from cloudsave.repository.container import FRAME_HEADER, HEADER_BYTES, ContainerReader, Kind
+from cloudsave.repository.container import FRAME_HEADER, HEADER_BYTES, ContainerReader, FrameScratch, Kind
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES, ZERO_FRAME, MapObject, SegmentMap, decode_map_object
 
@@ -95,7 +95,8 @@ class BackupReader:
         advance: Callable[[int], None] = _ignore_count,
     ) -> None:
         """
-        Hand out all stored blocks: `write(file_index, file_offset, data)`, from several threads, in no order.
+        Hand out all stored blocks: `write(file_index, file_offset, data)`, from several threads, in no
+        order. `data` is valid only during the call; it begins at a multiple of 4096 in memory.
 
         Blocks of zeros are not handed out: files are made at their full length, sparse. `pack_done` is told
         of each pack whose blocks have all been written; `advance` of file bytes. The first error of a
@@ -233,6 +234,7 @@ class _Run:
         self._left: dict[int, int] = {}
         self._error: BaseException | None = None
         self._openers: dict[str, ContainerReader] = {}
+        self._local = threading.local()
 
     def execute(self, stretches: Iterator[_Stretch], workers: int) -> None:
         """Read all; raises the first error."""
@@ -275,6 +277,12 @@ class _Run:
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
             self._error = self._error or error
 
+    def _scratch(self) -> FrameScratch:
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = FrameScratch()
+        found: FrameScratch = self._local.scratch
+        return found
+
     def _opener(self, name: str) -> ContainerReader:
         found = self._openers.get(name)
         if found is None:
@@ -285,11 +293,12 @@ class _Run:
         name = self._reader.pack_name(stretch.pack)
         opener = self._opener(name)
         content = self._reader.fetch(name, stretch.begin, stretch.end)
-        plain, opened = memoryview(b""), -1
+        scratch, opened = self._scratch(), -1
+        plain = memoryview(b"")
         for _, number, offset, _, file, block, count, within in stretch.places.tolist():
             if offset != opened:
-                frame, _ = opener.open(content[offset - stretch.begin :], number=number)
-                plain, opened = memoryview(frame), offset
+                plain = opener.open_into(content[offset - stretch.begin :], number=number, scratch=scratch)
+                opened = offset
             begin = block * BLOCK_BYTES
             length = min(count * BLOCK_BYTES, self._sizes[file] - begin)
             self._write(file, begin, plain[within : within + length])
