@@ -91,7 +91,12 @@ def test_corrupt_page_is_named_and_the_backup_finishes(cluster: Cluster, mode: s
     cluster.start()
     taken = backup(cluster, mode)
     assert [(page.path, page.block) for page in taken.stop.corrupt_pages] == [(path, 3), (path, 7)]
-    assert (taken.directory / path).read_bytes() == (cluster.data / path).read_bytes()
+    for block in (3, 7):
+        here, there = (
+            place.read_bytes()[block * 8192 :][:8192]
+            for place in (taken.directory / path, cluster.data / path)
+        )
+        assert here == there, "a bad page is kept as it is"
 
 
 def flip(path: Path, offset: int) -> None:
