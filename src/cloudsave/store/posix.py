@@ -106,12 +106,18 @@ class PosixStore:
         with self._errors("store", name):
             temp_dir = self._open_for_writing()
             temp = self._write_temp(temp_dir, parts)
+            name_in_doubt = False
             try:
-                self._place(temp_dir, temp, name)
+                with self._directory(name.rpartition("/")[0]) as directory:
+                    self._place(temp_dir, temp, directory, name)
+                    name_in_doubt = True
+                    os.fsync(directory)
+                    name_in_doubt = False
             finally:
-                # The object's fate is decided; a name that stays behind in .tmp is swept later.
-                with contextlib.suppress(OSError):
-                    os.unlink(temp, dir_fd=temp_dir)
+                # A second name that stays makes the next start sync all before it builds on the object.
+                if not name_in_doubt:
+                    with contextlib.suppress(OSError):
+                        os.unlink(temp, dir_fd=temp_dir)
 
     def get(self, name: str) -> bytes:
         """Read the file to the length that it had when it was opened."""
@@ -167,20 +173,17 @@ class PosixStore:
             os.close(file)
         return temp
 
-    def _place(self, temp_dir: int, temp: str, name: str) -> None:
-        parent, _, leaf = name.rpartition("/")
-        directory = self._open_directory(parent)
+    def _place(self, temp_dir: int, temp: str, directory: int, name: str) -> None:
+        """Name the object, or say why it cannot be."""
+        leaf = name.rpartition("/")[2]
         try:
             self._name_if_absent(temp_dir, temp, directory, leaf)
-            os.fsync(directory)
         except FileExistsError:
             # Whoever learns that the object exists builds on it: its name must be durable too.
             os.fsync(directory)
             if stat.S_ISDIR(os.stat(leaf, dir_fd=directory).st_mode):
                 raise StoreError(f'cannot store object "{name}": a directory has its name') from None
             raise ObjectExists(f'object "{name}" exists', detail=f"Store: {self.url}.") from None
-        finally:
-            os.close(directory)
 
     def _name_if_absent(self, temp_dir: int, temp: str, directory: int, leaf: str) -> None:
         """Try each placement until the file system knows one. Raises FileExistsError."""
@@ -248,16 +251,21 @@ class PosixStore:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=temp_dir)
 
-    def _open_directory(self, path: str) -> int:
+    @contextlib.contextmanager
+    def _directory(self, path: str) -> Iterator[int]:
         """A descriptor of the directory, whose entry is durable; created where missing."""
         root = self._open_root()
         if path not in self._synced:
             self._create_directory(root, path)
         try:
-            return os.open(path or ".", _DIRECTORY_FLAGS, dir_fd=root)
+            directory = os.open(path or ".", _DIRECTORY_FLAGS, dir_fd=root)
         except FileNotFoundError:
             self._create_directory(root, path)
-            return os.open(path or ".", _DIRECTORY_FLAGS, dir_fd=root)
+            directory = os.open(path or ".", _DIRECTORY_FLAGS, dir_fd=root)
+        try:
+            yield directory
+        finally:
+            os.close(directory)
 
     def _create_directory(self, root: int, path: str) -> None:
         components = path.split("/") if path else []

@@ -19,6 +19,8 @@ UNSUPPORTED = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENO
 """What file systems answer to a call that they lack; EPERM is link() on vfat and some FUSE file systems."""
 
 _RENAME_NOREPLACE = 1
+_IOVECS_MAX = 1024
+"""Source: UIO_MAXIOV of Linux, the most buffers that one writev takes."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -55,9 +57,6 @@ def write_all(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]) 
             first += 1
         if written:
             pending[first] = pending[first][written:]
-
-
-_IOVECS_MAX = min(1024, os.sysconf("SC_IOV_MAX"))
 
 
 def _checked(result: int) -> None:

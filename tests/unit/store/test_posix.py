@@ -142,6 +142,29 @@ def test_stale_temporary_files_are_swept_only_when_old(tmp_path: Path) -> None:
     assert [info.name for info in PosixStore(tmp_path).list("")] == ["a", "b", "c"]
 
 
+def test_an_object_whose_name_could_not_be_synced_is_an_error_and_made_durable_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PosixStore(tmp_path)
+    store.put("a", [content_of("a")])
+    real_fsync = os.fsync
+
+    def broken_fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken_fsync)
+    with pytest.raises(StoreError) as caught:
+        store.put("b", [content_of("b")])
+    assert not caught.value.retryable
+    assert len(_temp_files(tmp_path)) == 1
+    monkeypatch.setattr(os, "fsync", real_fsync)
+
+    PosixStore(tmp_path).put("c", [content_of("c")])
+
+    assert _temp_files(tmp_path) == []
+    assert _damaged(store) == []
+
+
 # ---- full, refused ---------------------------------------------------------------------------------------
 
 
