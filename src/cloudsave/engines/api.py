@@ -16,6 +16,7 @@ from cloudsave.model.engine_facts import (
     LogHead,
     ServerRequest,
     ServerState,
+    SlotState,
 )
 from cloudsave.model.finding import Finding
 from cloudsave.model.history import BranchPoint
@@ -26,19 +27,13 @@ from cloudsave.model.position import Position
 
 
 class BackupSource(Protocol):
-    """
-    One base backup. Order: begin, pieces (to the end), finish; or abort at any time. One thread, one held
-    session.
-    """
+    """One base backup: begin, pieces (all), finish; or abort at any time. One thread, one held session."""
 
     def begin(self) -> BackupStart:
         """Put the server into backup mode (or start the stream)."""
 
     def pieces(self) -> Iterator[Piece]:
-        """
-        All pieces of all files, large files first; they may be read by other threads while more are
-        fetched.
-        """
+        """All pieces, those of a file in a row; other threads may read them while more are fetched."""
 
     def finish(self) -> BackupStop:
         """End the backup. Called when every piece has been read."""
@@ -51,14 +46,10 @@ class LogSource(Protocol):
     """A source's log as a stream. Not thread-safe but for `acknowledge`."""
 
     def connect(self) -> LogHead:
-        """
-        Connect, see to the slot. Raises: CaptureRunning, SlotLost, EngineUnavailable, PermissionMissing.
-        """
+        """Connect, see to the slot. Raises: CaptureRunning, SlotLost, EngineUnavailable."""
 
     def stream(self, start: Position) -> Generator[LogChunk | BranchEnd, None, None]:
-        """
-        Log from `start` on, until closed or the branch ends. Raises: LogRemoved, EngineUnavailable.
-        """
+        """Log from `start` on, until closed or the branch ends. Raises: LogRemoved, EngineUnavailable."""
 
     def history(self, branch: str) -> bytes:
         """The raw history file of a branch (to be asked for when not streaming)."""
@@ -135,7 +126,9 @@ class Dialect(Protocol):
 class Engine(Protocol):
     """One source, connected to on demand."""
 
-    dialect: Dialect
+    @property
+    def dialect(self) -> Dialect:
+        """Its formats."""
 
     def identify(self) -> SourceIdentity:
         """Ask the server who it is. Raises: EngineUnavailable, PermissionMissing, UnsupportedVersion."""
@@ -148,3 +141,6 @@ class Engine(Protocol):
 
     def log_source(self, *, slot: str, temporary: bool) -> LogSource:
         """The log of the source through a replication slot."""
+
+    def slot_state(self, slot: str) -> SlotState:
+        """Whether the source keeps log in `slot`, and whether somebody fetches it."""

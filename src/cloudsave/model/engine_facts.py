@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from cloudsave.model.identity import SourceIdentity
@@ -58,6 +59,17 @@ class BranchEnd:
     branch: str
     end_offset: int
     next_branch: str
+
+
+class SlotState(StrEnum):
+    """What a source has kept for capture of its log."""
+
+    ABSENT = "absent"
+    """Nothing is kept: capture has never run, or its slot was dropped."""
+    IDLE = "idle"
+    """Log is kept, and nobody fetches it."""
+    ACTIVE = "active"
+    """A capture runs."""
 
 
 @dataclass(frozen=True, slots=True)

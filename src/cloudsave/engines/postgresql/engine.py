@@ -23,7 +23,7 @@ from cloudsave.engines.postgresql.replication import ReplicationConnection
 from cloudsave.engines.postgresql.source_local import LocalBackupSource
 from cloudsave.engines.postgresql.source_remote import RemoteBackupSource
 from cloudsave.errors import CloudsaveError, UnsuitableSettings, UnsupportedVersion, UsageError
-from cloudsave.model.engine_facts import BackupStart
+from cloudsave.model.engine_facts import BackupStart, SlotState
 from cloudsave.model.finding import Finding
 from cloudsave.model.identity import Role, SourceIdentity
 
@@ -108,8 +108,15 @@ class PostgresEngine:
             local, f"read locally from {identity.data_directory}, which is proved to be the server's"
         )
 
+    def slot_state(self, slot: str) -> SlotState:
+        """See `Engine.slot_state`."""
+        return self._log_source(slot, temporary=False).slot_state()
+
     def log_source(self, *, slot: str, temporary: bool) -> LogSource:
         """See `Engine.log_source`."""
+        return self._log_source(slot, temporary=temporary)
+
+    def _log_source(self, slot: str, *, temporary: bool) -> PostgresLogSource:
         return PostgresLogSource(
             conninfo(self._url, application_name="cloudsave capture"),
             slot=slot,

@@ -31,7 +31,7 @@ from cloudsave.errors import (
     SlotLost,
     UsageError,
 )
-from cloudsave.model.engine_facts import BranchEnd, LogChunk, LogHead
+from cloudsave.model.engine_facts import BranchEnd, LogChunk, LogHead, SlotState
 from cloudsave.model.identity import Role, SourceIdentity
 from cloudsave.model.log import us_from_instant
 from cloudsave.model.position import Position
@@ -174,6 +174,13 @@ class PostgresLogSource:
         return self._connection
 
     # ---- the slot
+
+    def slot_state(self) -> SlotState:
+        """What the server says of the slot."""
+        row = self._read_slot()
+        if row is None:
+            return SlotState.ABSENT
+        return SlotState.ACTIVE if row["active"] == "t" else SlotState.IDLE
 
     def _claim_slot(self, connection: ReplicationConnection) -> tuple[int | None, bool]:
         """The LSN that the slot holds, and whether it was created now."""

@@ -1,0 +1,139 @@
+"""
+From the configuration to working parts: the only place that builds stores with their wrappers, and
+repositories.
+"""
+
+from __future__ import annotations
+
+from cloudsave.backup.run import LogCover
+from cloudsave.clock import Clock
+from cloudsave.config.model import Config, SourceConfig
+from cloudsave.engines.api import Engine
+from cloudsave.engines.registry import open_engine
+from cloudsave.errors import ConfigurationError, ForeignSystem, UnknownSource, UsageError
+from cloudsave.logs.background import BackupLogCover
+from cloudsave.model.engine_facts import SlotState
+from cloudsave.model.identity import SourceIdentity
+from cloudsave.repository.keys import Secret
+from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.repository import Repository
+from cloudsave.store.api import ObjectStore
+from cloudsave.store.open import open_store
+from cloudsave.store.retrying import Retrying, RetryLimits
+from cloudsave.store.throttled import Throttled, TokenBucket
+
+
+def build_store(config: Config, *, clock: Clock) -> ObjectStore:
+    """
+    The configured store: throttled, with retries outside, so that a repeated request waits its turn too.
+    """
+    if not config.repository.url:
+        raise ConfigurationError(
+            "no repository is configured",
+            hints=[
+                "name one with --repository, CLOUDSAVE_REPOSITORY_URL or repository.url in the configuration"
+            ],
+        )
+    store = open_store(config.repository.url, clock=clock)
+    if config.rate_limit_bytes_per_second:
+        store = Throttled(
+            store, TokenBucket(bytes_per_second=config.rate_limit_bytes_per_second, clock=clock)
+        )
+    return Retrying(store, clock=clock, limits=RetryLimits(deadline_seconds=config.retry_deadline_seconds))
+
+
+def open_repository(config: Config, secret: Secret, *, clock: Clock) -> Repository:
+    """The configured repository. Raises: ConfigurationError, NoRepository, WrongKey, StoreError."""
+    return Repository.open(build_store(config, clock=clock), secret=secret, clock=clock)
+
+
+def source_config(config: Config, name: str) -> SourceConfig:
+    """The settings of a source. Raises: UnknownSource."""
+    try:
+        return config.sources[name]
+    except KeyError as error:
+        known = ", ".join(sorted(config.sources)) or "none"
+        raise UnknownSource(
+            f"source {name!r} is not configured",
+            detail=f"Configured are: {known}.",
+            hints=[f"`cloudsave source add {name} postgresql://...` adds it"],
+        ) from error
+
+
+def engine(config: Config, name: str) -> Engine:
+    """The engine of a source; connects to nothing yet."""
+    return open_engine(source_config(config, name).url)
+
+
+def lineage_of(repository: Repository, name: str) -> Lineage:
+    """
+    The stored lineage of a source, by the source's name or by the lineage's id; needs no server.
+
+    Raises: UnknownSource where nothing is stored, UsageError where several systems had that name.
+    """
+    ids = repository.lineage_ids()
+    if name in ids:
+        return repository.lineage(name)
+    named = []
+    for lineage_id in ids:
+        lineage = repository.lineage(lineage_id)
+        identity = lineage.identity()
+        if identity is not None and identity.source == name:
+            named.append((identity.first_seen_utc, lineage))
+    if not named:
+        raise UnknownSource(
+            f"the repository holds nothing of source {name!r}",
+            detail=f"It holds the lineages: {', '.join(ids) or 'none'}.",
+            hints=[f"`cloudsave backup {name}` makes the first backup"],
+        )
+    if len(named) > 1:
+        listed = "; ".join(
+            f"{lineage.id} (since {since})" for since, lineage in sorted(named, key=lambda n: n[0])
+        )
+        raise UsageError(
+            f"source {name!r} stands for several database systems",
+            detail=f"They are: {listed}.",
+            hints=["give the lineage's id in place of the name"],
+        )
+    return named[0][1]
+
+
+def lineage_for(repository: Repository, identity: SourceIdentity, *, source: str) -> Lineage:
+    """
+    The lineage to write a running server's backups and log to, recorded under the name `source`.
+
+    Raises: ForeignSystem where the name belongs to another system: a clone or a new cluster must not slip
+    in silently.
+    """
+    for lineage_id in repository.lineage_ids():
+        if lineage_id == identity.lineage:
+            continue
+        known = repository.lineage(lineage_id).identity()
+        if known is not None and known.source == source:
+            raise ForeignSystem(
+                f"server is not the one that source {source!r} was",
+                detail=f"It is {identity.lineage}; the repository knows {source!r} as {lineage_id}.",
+                hints=[
+                    "was the cluster created anew? Then add it under another name with `cloudsave source add`"
+                ],
+            )
+    lineage = repository.lineage(identity.lineage)
+    lineage.record_identity(identity, source=source)
+    return lineage
+
+
+def log_cover(opened: Engine, source: SourceConfig, lineage: Lineage, *, clock: Clock) -> LogCover:
+    """Who captures the log while a base backup runs: the capture that runs, or one of the backup's own."""
+
+    def running() -> bool:
+        return opened.slot_state(source.slot) is SlotState.ACTIVE
+
+    permanent = opened.slot_state(source.slot) is not SlotState.ABSENT
+    own_slot = source.slot if permanent else f"{source.slot}_{clock.random_bytes(3).hex()}"[-63:]
+    return BackupLogCover(
+        running,
+        lambda: opened.log_source(slot=own_slot, temporary=not permanent),
+        lineage,
+        opened.dialect,
+        clock=clock,
+    )
