@@ -163,14 +163,15 @@ def _refused(error: psycopg.Error) -> EngineError:
 # ---- configuration outside of the data directory
 # -------------------------------------------------------------
 
+# Functions, not the views over them: the right to call a function can be granted to an ordinary role.
 _FILE_QUERIES: Mapping[str, tuple[int, str]] = {
     "settings": (
         0,
         "select setting from pg_settings where name in ('config_file', 'hba_file', 'ident_file')",
     ),
-    "included configuration": (0, "select distinct sourcefile from pg_file_settings"),
-    "included hba files": (160000, "select distinct file_name from pg_hba_file_rules"),
-    "included ident files": (160000, "select distinct file_name from pg_ident_file_mappings"),
+    "included configuration": (0, "select distinct sourcefile from pg_show_all_file_settings()"),
+    "included hba files": (160000, "select distinct file_name from pg_hba_file_rules()"),
+    "included ident files": (160000, "select distinct file_name from pg_ident_file_mappings()"),
 }
 
 

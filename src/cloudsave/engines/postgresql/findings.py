@@ -298,7 +298,9 @@ def _slot_held(facts: _Facts, slot: Mapping[str, object], subject: str) -> Findi
         parts.append(f"at {_size(rate)}/s there is room for {_duration(seconds)} more")
         if seconds < DISK_FULL_SECONDS_MIN and not slot["active"]:
             severity = max(severity, Severity.WARNING, key=list(Severity).index)
-    elif room is None:
+    elif room is not None:
+        parts.append("the rate of the log is not known yet")
+    else:
         parts.append("time until the disk is full unknown from here")
     hint = "" if severity == Severity.OK else "is the capture of the log running?"
     return Finding(severity, subject, "; ".join(parts), hint)
