@@ -1,0 +1,73 @@
+"""
+The settings with which a restored server recovers, and the file that they are kept in.
+
+`postgresql.auto.conf` overrides `postgresql.conf` name by name, so that every setting that could lead
+recovery astray is written, also where its value is empty: the source's own configuration may hold a target,
+an archive clean-up command, or the connection of a standby.
+Source: PostgreSQL manual, Archive Recovery and Recovery Target; src/backend/utils/misc/guc-file.l.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from cloudsave.engines.postgresql.log import format_lsn
+from cloudsave.model.engine_facts import ServerRequest
+
+AUTO_CONF = "postgresql.auto.conf"
+RECOVERY_SIGNAL = "recovery.signal"
+STANDBY_SIGNAL = "standby.signal"
+_LINE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)[\s=]")
+_NEUTRAL = {
+    "archive_cleanup_command": "",
+    "primary_conninfo": "",
+    "primary_slot_name": "",
+    "recovery_end_command": "",
+    "recovery_min_apply_delay": "0",
+    "recovery_target": "",
+    "recovery_target_action": "pause",
+    "recovery_target_inclusive": "on",
+    "recovery_target_lsn": "",
+    "recovery_target_name": "",
+    "recovery_target_time": "",
+    "recovery_target_timeline": "latest",
+    "recovery_target_xid": "",
+    "restore_command": "",
+}
+KEPT_AFTERWARDS = {"archive_mode": "off"}
+"""A restored server must not archive into the history of the server that it is a copy of."""
+
+
+def recovery_settings(request: ServerRequest) -> dict[str, str]:
+    """All settings that recovery depends on."""
+    settings = dict(_NEUTRAL)
+    settings["restore_command"] = request.fetch_command
+    settings["recovery_target_timeline"] = str(int(request.branch, 16))
+    if request.recovery_end is None:
+        settings["recovery_target"] = "immediate"
+    else:
+        settings["recovery_target_lsn"] = format_lsn(request.recovery_end)
+        settings["recovery_target_inclusive"] = "on" if request.inclusive else "off"
+    settings["hot_standby"] = "on"
+    settings.update(KEPT_AFTERWARDS)
+    settings.update(request.settings)
+    return settings
+
+
+def with_settings(content: str, settings: Mapping[str, str]) -> str:
+    """The text of an auto.conf in which exactly `settings` hold of the names that recovery depends on."""
+    managed = {*_NEUTRAL, *KEPT_AFTERWARDS, "hot_standby", *settings}
+    kept = [line for line in content.splitlines() if not _is_about(line, managed)]
+    added = [f"{name} = {quoted(value)}" for name, value in sorted(settings.items())]
+    return "\n".join([*kept, *added]) + "\n"
+
+
+def quoted(value: str) -> str:
+    """A value as a configuration file wants it."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _is_about(line: str, names: set[str]) -> bool:
+    found = _LINE.match(line)
+    return found is not None and found[1].lower() in names

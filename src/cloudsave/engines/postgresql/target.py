@@ -1,0 +1,337 @@
+"""
+A restored data directory as a server: private until it has proved to be in the wanted state.
+
+It listens on a Unix socket in a directory that nobody else can enter, where every role is trusted; other
+addresses only by the rules of its own pg_hba.conf. Recovery always pauses at its target: the state is
+queried, compared by the caller, and only then is the server promoted. Nothing is concluded from exit codes:
+`pg_ctl -w start` succeeds before recovery fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from cloudsave.clock import SYSTEM_CLOCK, Clock
+from cloudsave.engines.postgresql.dialect import PostgresDialect
+from cloudsave.engines.postgresql.log import branch_of, parse_lsn
+from cloudsave.engines.postgresql.programs import (
+    ServerUser,
+    find_programs,
+    readable_programs,
+    run_program,
+    server_user,
+)
+from cloudsave.engines.postgresql.recovery_settings import (
+    AUTO_CONF,
+    KEPT_AFTERWARDS,
+    RECOVERY_SIGNAL,
+    STANDBY_SIGNAL,
+    recovery_settings,
+    with_settings,
+)
+from cloudsave.errors import RecoveryMismatch, ServerDidNotStart
+from cloudsave.model.engine_facts import ServerRequest, ServerState
+
+DEFAULT_PORT = 5432
+POLL_SECONDS = 0.05
+CONNECT_SECONDS_MAX = 5
+STOP_SECONDS_MAX = 120.0
+LOG_TAIL_LINES = 12
+LOG_NAME = "cloudsave.server.log"
+DATABASES = ("postgres", "template1")
+
+_STATE = """
+select pg_is_in_recovery(),
+       case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() = 'paused' else false end,
+       case when pg_is_in_recovery() then pg_last_wal_replay_lsn()::text
+            else pg_current_wal_lsn()::text end,
+       case when pg_is_in_recovery()
+            then greatest((pg_control_checkpoint()).timeline_id,
+                          (pg_control_recovery()).min_recovery_end_timeline)
+            else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int end,
+       (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::bigint
+"""
+
+
+class PostgresTarget:
+    """`RestoreTarget` of PostgreSQL."""
+
+    def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self._request: ServerRequest | None = None
+        self._user: ServerUser | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._private: Path | None = None
+        self._programs = Path()
+        self._login = ("postgres", "postgres")
+
+    # ---- the life of a restored server
+
+    def configure(self, request: ServerRequest) -> None:
+        """See `RestoreTarget.configure`."""
+        self._request = request
+        data = request.data_directory
+        self._user = server_user(owner_uid=data.stat().st_uid)
+        auto_conf = data / AUTO_CONF
+        content = auto_conf.read_text(errors="surrogateescape") if auto_conf.exists() else ""
+        self._put(auto_conf, with_settings(content, recovery_settings(request)))
+        (data / STANDBY_SIGNAL).unlink(missing_ok=True)
+        self._put(data / RECOVERY_SIGNAL, "")
+
+    def start(self) -> None:
+        """See `RestoreTarget.start`. Returns at once; `await_target` sees whether it goes well."""
+        request = self._asked()
+        data = request.data_directory
+        major = int((data / "PG_VERSION").read_text().strip())
+        found = find_programs(major, request.bin_directory)
+        self._private = Path(tempfile.mkdtemp(prefix="cloudsave-", dir="/tmp"))
+        self._programs = readable_programs(found, self._user, self._private / "programs")
+        self._write_hba(data)
+        self._own(self._private)
+        command = [str(self._programs / "postgres"), "-D", str(self._config_directory(data))]
+        for name, value in self._private_settings(request).items():
+            command += ["-c", f"{name}={value}"]
+        with self._log_path().open("ab") as log:
+            self._own(self._log_path())
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+                env=_environment(),
+                **(self._user.process_arguments() if self._user else {}),  # type: ignore[call-overload]
+            )
+
+    def await_target(self, *, timeout_seconds: float) -> ServerState:
+        """
+        See `RestoreTarget.await_target`. When the time is over, the state so far is returned:
+        `paused_at_target` is false then, and `replayed_offset` None where nobody can connect yet.
+        """
+        deadline = self._clock.monotonic() + timeout_seconds
+        while True:
+            state = self._state()
+            if state is not None and (state.paused_at_target or not state.in_recovery):
+                return state
+            if self._clock.monotonic() >= deadline:
+                return state or ServerState(
+                    in_recovery=True,
+                    paused_at_target=False,
+                    replayed_offset=None,
+                    branch=self._asked().branch,
+                    last_commit_us=None,
+                )
+            self._clock.sleep(POLL_SECONDS)
+
+    def promote(self, *, timeout_seconds: float) -> ServerState:
+        """See `RestoreTarget.promote`. Raises: ServerDidNotStart, RecoveryMismatch."""
+        request = self._asked()
+        data = request.data_directory
+        run_program(self._programs, self._user, ["pg_ctl", "promote", "--no-wait", "-D", str(data)])
+        deadline = self._clock.monotonic() + timeout_seconds
+        while (state := self._state()) is None or state.in_recovery:
+            if self._clock.monotonic() >= deadline:
+                raise self._did_not("open for writing in time")
+            self._clock.sleep(POLL_SECONDS)
+        self._check_parent(data, state.branch, request.branch)
+        auto_conf = data / AUTO_CONF
+        self._put(auto_conf, with_settings(auto_conf.read_text(errors="surrogateescape"), KEPT_AFTERWARDS))
+        return state
+
+    def stop(self) -> None:
+        """See `RestoreTarget.stop`."""
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGQUIT)
+                process.wait(timeout=STOP_SECONDS_MAX)
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+            self._private = None
+
+    def connection_hint(self) -> str:
+        """See `RestoreTarget.connection_hint`."""
+        role, database = self._login
+        return f"psql 'host={self._private} port={self._port()} user={role} dbname={database}'"
+
+    def connection_url(self) -> str:
+        """A URL that libpq understands."""
+        role, database = self._login
+        return f"postgresql://{role}@/{database}?host={self._private}&port={self._port()}"
+
+    # ---- how it is started
+
+    def _private_settings(self, request: ServerRequest) -> dict[str, str]:
+        data = request.data_directory
+        settings = {
+            "data_directory": str(data),
+            "hba_file": str(self._private_path() / "pg_hba.conf"),
+            "external_pid_file": "",
+            "listen_addresses": "" if request.private_socket else "localhost",
+            "port": str(self._port()),
+            "unix_socket_directories": str(self._private_path()),
+            "unix_socket_group": "",
+            "unix_socket_permissions": "0700",
+            "logging_collector": "off",
+            "log_destination": "stderr",
+            "lc_messages": "C",
+            "synchronous_standby_names": "",
+            "archive_mode": "off",
+        }
+        ident = self._outside("pg_ident.conf")
+        if not (data / "pg_ident.conf").exists() and ident is not None:
+            settings["ident_file"] = str(ident)
+        if request.private_socket:
+            settings["ssl"] = "off"
+        settings.update(request.settings)
+        return settings
+
+    def _config_directory(self, data: Path) -> Path:
+        """Where postgresql.conf is: in the data directory, or (Debian) restored beside it."""
+        if (data / "postgresql.conf").exists():
+            return data
+        outside = self._outside("postgresql.conf")
+        if outside is not None:
+            return outside.parent
+        self._put(data / "postgresql.conf", "# the backup held no configuration: all defaults\n")
+        return data
+
+    def _outside(self, name: str) -> Path | None:
+        """A configuration file that was restored beside the data directory."""
+        data = self._asked().data_directory
+        beside = data.with_name(data.name + ".config")
+        return min(beside.rglob(name), key=lambda path: len(path.parts), default=None)
+
+    def _write_hba(self, data: Path) -> None:
+        own = data / "pg_hba.conf"
+        source = own if own.exists() else self._outside("pg_hba.conf")
+        rules = source.read_text(errors="surrogateescape") if source else ""
+        private = (
+            "# the directory of the socket is private\nlocal all all trust\nlocal replication all trust\n"
+        )
+        self._put(self._private_path() / "pg_hba.conf", private + rules)
+
+    def _port(self) -> int:
+        return self._asked().port or DEFAULT_PORT
+
+    def _private_path(self) -> Path:
+        if self._private is None:
+            raise ValueError("the server has not been started")
+        return self._private
+
+    def _asked(self) -> ServerRequest:
+        if self._request is None:
+            raise ValueError("configure comes first")
+        return self._request
+
+    def _put(self, path: Path, content: str) -> None:
+        """Write a file that the server's user owns; it is replaced as a whole."""
+        new = path.with_name(path.name + ".cloudsave-new")
+        with new.open("w", errors="surrogateescape") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.chmod(0o600)
+        self._own(new)
+        new.replace(path)
+
+    def _own(self, path: Path) -> None:
+        if self._user is not None:
+            os.chown(path, self._user.uid, self._user.gid)
+
+    # ---- what it says
+
+    def _state(self) -> ServerState | None:
+        """The state as queried; None while nobody can connect. Raises: ServerDidNotStart when it is gone."""
+        for role, database in self._logins():
+            try:
+                with self._connect(role, database) as connection:
+                    row = connection.execute(_STATE).fetchone()
+            except psycopg.Error as error:
+                if f'"{role}" does not exist' in str(error) or f'"{database}" does not exist' in str(error):
+                    continue
+                break
+            self._login = (role, database)
+            if row is None:
+                break
+            in_recovery, paused, lsn, timeline, instant_us = row
+            return ServerState(
+                in_recovery=in_recovery,
+                paused_at_target=paused,
+                replayed_offset=parse_lsn(lsn) if lsn else None,
+                branch=branch_of(timeline),
+                last_commit_us=instant_us,
+            )
+        if self._process is not None and self._process.poll() is not None:
+            raise self._did_not("reach its target")
+        return None
+
+    def _connect(self, role: str, database: str) -> psycopg.Connection[tuple[Any, ...]]:
+        return psycopg.connect(
+            host=str(self._private_path()),
+            port=self._port(),
+            user=role,
+            dbname=database,
+            connect_timeout=CONNECT_SECONDS_MAX,
+            application_name="cloudsave restore",
+            autocommit=True,
+        )
+
+    def _logins(self) -> Iterator[tuple[str, str]]:
+        """Roles and databases that may be there; the one that worked comes first."""
+        yield self._login
+        names = ["postgres", os.environ.get("PGUSER", ""), self._user.name if self._user else _user_name()]
+        for name in dict.fromkeys(name for name in names if name):
+            for database in DATABASES:
+                if (name, database) != self._login:
+                    yield name, database
+
+    def _check_parent(self, data: Path, branch: str, wanted: str) -> None:
+        """The new branch must have left the one that was to be followed."""
+        history = data / "pg_wal" / f"{branch}.history"
+        points = PostgresDialect().parse_history(history.read_bytes())
+        parent = points[-1].branch if points else "none"
+        if parent != wanted:
+            raise RecoveryMismatch(
+                "server has followed another branch than the plan",
+                detail=f"Its new branch {branch} left branch {parent}, not {wanted}.",
+            )
+
+    def _log_path(self) -> Path:
+        return self._asked().data_directory / LOG_NAME
+
+    def _did_not(self, what: str) -> ServerDidNotStart:
+        with contextlib.suppress(OSError):
+            lines = self._log_path().read_text(errors="replace").splitlines()
+            telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "ERROR"))]
+            shown = telling[-LOG_TAIL_LINES:] or lines[-LOG_TAIL_LINES:]
+            return ServerDidNotStart(
+                f"restored server did not {what}",
+                detail=" | ".join(shown),
+                hints=[f"its whole log is {self._log_path()}"],
+            )
+        return ServerDidNotStart(f"restored server did not {what}")
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the caller's libpq or locale settings reaches the server."""
+    return {"LC_ALL": "C", "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": "/"}
+
+
+def _user_name() -> str:
+    return pwd.getpwuid(os.geteuid()).pw_name
