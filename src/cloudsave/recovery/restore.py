@@ -34,6 +34,10 @@ from cloudsave.telemetry import NoProgress, Progress
 WORKERS_MAX = 16
 SPACE_RESERVE_BYTES = 64 << 20
 """Left free on each file system beyond the files themselves."""
+DIRECT_BYTES_MIN = 64 << 10
+"""Writes of at least this size go around the page cache: a third of the CPU, and production's cache stays."""
+DIRECT_UNIT_BYTES = 4096
+"""What such a write must be a multiple of, in memory, in the file and in length."""
 DEFAULT_OWNER = "postgres"
 NO_RECOVERY = "none"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -257,6 +261,8 @@ class _FileRestore:
             if not entry.outside and entry.path in CONTROL_FILES | REPLACED_FILES
         }
         self._lock = threading.Lock()
+        self._direct = True
+        """Whether the file system takes writes around the page cache (some do not, which is found by trying)."""
         self.bytes_written = 0
 
     def execute(self, journal: Journal, done: frozenset[str], workers: int, progress: Progress) -> None:
@@ -285,7 +291,20 @@ class _FileRestore:
     def _write(self, file_index: int, offset: int, data: memoryview) -> None:
         if file_index in self._held_back:
             return
-        descriptor = os.open(self._paths[file_index], os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if self._direct and len(data) >= DIRECT_BYTES_MIN and len(data) % DIRECT_UNIT_BYTES == 0:
+            try:
+                self._write_with(os.O_DIRECT, file_index, offset, data)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._direct = False
+            else:
+                return
+        self._write_with(0, file_index, offset, data)
+
+    def _write_with(self, flags: int, file_index: int, offset: int, data: memoryview) -> None:
+        flags |= os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._paths[file_index], flags)
         try:
             written = 0
             while written < len(data):
