@@ -334,6 +334,18 @@ class PageCorrupt(IntegrityError):
     code = "CS-6006"
 
 
+class LogDamaged(IntegrityError):
+    """Bytes are not what a server writes as log, at `offset` of the log (None: unknown)."""
+
+    code = "CS-6007"
+
+    def __init__(
+        self, message: str, *, detail: str = "", hints: Sequence[str] = (), offset: int | None = None
+    ) -> None:
+        super().__init__(message, detail=detail, hints=hints)
+        self.offset = offset
+
+
 # ---- locks -----------------------------------------------------------------------------------------------
 # ---------------
 class LockError(CloudsaveError):

@@ -42,7 +42,7 @@ def _byte_table() -> _Words:
     """The register after one byte, by the register's low byte xor the data's."""
     table: _Words = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        table = (table >> 1) ^ (table & 1) * np.uint32(_POLYNOMIAL)
+        table = np.bitwise_xor(table >> 1, (table & 1) * np.uint32(_POLYNOMIAL), dtype=np.uint32)
     return table
 
 

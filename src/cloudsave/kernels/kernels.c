@@ -3,7 +3,7 @@
  *
  * A plain C library without Python.h, called by ctypes, which releases the interpreter lock. Each function
  * has a twin in Python (pages.py, checksums.py, wal_walk.py) that tests hold equal; the twins serve where
- * this was not built. Nothing here allocates, and no input may make it read or write outside of what it was given.
+ * this was not built. Nothing here allocates, and no input may make it read or write outside of its buffers.
  *
  * Limit: little-endian machines only, as the formats of PostgreSQL are those of the machine.
  */
