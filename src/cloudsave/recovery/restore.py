@@ -262,7 +262,7 @@ class _FileRestore:
         }
         self._lock = threading.Lock()
         self._direct = True
-        """Whether the file system takes writes around the page cache (some do not, which is found by trying)."""
+        """Whether the file system takes writes around the page cache; found by trying."""
         self.bytes_written = 0
 
     def execute(self, journal: Journal, done: frozenset[str], workers: int, progress: Progress) -> None:

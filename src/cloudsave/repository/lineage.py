@@ -184,6 +184,10 @@ class Lineage:
         infos = self.store.list(self.root + "backups/")
         return sorted(info.name.rpartition("/")[2] for info in infos if not self._is_revocation(info))
 
+    def decided_backup_ids(self) -> set[str]:
+        """Ids of backups that are committed or revoked; all others may still be on their way."""
+        return {info.name.rpartition("/")[2] for info in self.store.list(self.root + "backups/")}
+
     def revoke(self, backup_id: str) -> None:
         """
         Take the name of a backup that was never committed, so that its writer, should it still live, cannot
@@ -210,9 +214,9 @@ class Lineage:
         try:
             content = self.store.get(name)
         except ObjectMissing as error:
-            raise UnknownBackup(
-                f"backup {backup_id!r} is not in the repository", hints=["`cloudsave list` shows the backups"]
-            ) from error
+            raise _unknown(backup_id) from error
+        if len(content) == REVOCATION_BYTES and read_frames(self.keys, name, Kind.RECORD, content) == [b""]:
+            raise _unknown(backup_id)
         plain = b"".join(
             read_frames(self.keys, name, Kind.MANIFEST, content, public_key=self.keys.public_key())
         )
@@ -282,6 +286,12 @@ def _sorted_segments(listing: Iterator[ObjectInfo]) -> list[LogSegment]:
     return sorted(
         (segment for segment in found if segment is not None),
         key=lambda segment: (segment.branch, segment.first, -segment.last),
+    )
+
+
+def _unknown(backup_id: str) -> UnknownBackup:
+    return UnknownBackup(
+        f"backup {backup_id!r} is not in the repository", hints=["`cloudsave list` shows the backups"]
     )
 
 

@@ -70,22 +70,24 @@ class PackBuilder:
     name: str
     """Without the lineage's prefix and "packs/": `<generation>-<sequence>`."""
     container: ContainerWriter
+    bytes_target: int = PACK_BYTES_TARGET
     frames: list[FrameRef] = field(default_factory=list)
     stretches: list[tuple[int, Stretch]] = field(default_factory=list)
     trailer_bytes_max: int = 0
     """Upper bound of the size of the trailer so far."""
 
     @staticmethod
-    def open(keys: LineageKeys, name: str, *, clock: Clock, level: int) -> PackBuilder:
+    def open(keys: LineageKeys, name: str, *, clock: Clock, level: int, bytes_target: int) -> PackBuilder:
         """A new pack."""
         full_name = f"lineages/{keys.lineage}/packs/{name}"
-        return PackBuilder(name, ContainerWriter(keys, full_name, Kind.PACK, clock=clock, level=level))
+        container = ContainerWriter(keys, full_name, Kind.PACK, clock=clock, level=level)
+        return PackBuilder(name, container, bytes_target)
 
     @property
     def is_full(self) -> bool:
         """Whether it, or its trailer, has reached its target size."""
         return (
-            self.container.size_bytes >= PACK_BYTES_TARGET or self.trailer_bytes_max >= TRAILER_BYTES_TARGET
+            self.container.size_bytes >= self.bytes_target or self.trailer_bytes_max >= TRAILER_BYTES_TARGET
         )
 
     def add(self, plain: Buffer, stretches: list[Stretch], *, proof: bool) -> FrameRef:

@@ -93,10 +93,12 @@ class Repository:
             "features": [],
             "created_utc": clock.now().isoformat(timespec="seconds"),
         }
+        content = json.dumps(head, indent=1, sort_keys=True).encode()
         try:
-            store.put(REPOSITORY_OBJECT, [json.dumps(head, indent=1, sort_keys=True).encode()])
+            store.put(REPOSITORY_OBJECT, [content])
         except ObjectExists as error:
             raise _exists(store) from error
+        _prove_conditional_put(store, content)
         return CreatedRepository(Repository(store, repository_id, repository_key, clock=clock), recovery_key)
 
     @staticmethod
@@ -162,6 +164,19 @@ def read_head(store: ObjectStore) -> dict[str, Any]:
             hints=["use a newer release of cloudsave"],
         )
     return dict(head)
+
+
+def _prove_conditional_put(store: ObjectStore, content: bytes) -> None:
+    """The same object once more must be refused. Some servers take the condition and ignore it."""
+    try:
+        store.put(REPOSITORY_OBJECT, [content])
+    except ObjectExists:
+        return
+    raise StoreUnfit(
+        "store overwrites objects in spite of put-if-absent",
+        detail="A second put of the same name was accepted; two writers could destroy each other's data.",
+        hints=["run `cloudsave store validate URL`", "use a store or a server that knows If-None-Match"],
+    )
 
 
 def _refuse_foreign_content(store: ObjectStore) -> None:

@@ -31,7 +31,7 @@ from cloudsave.repository.crypto import ZSTD_LEVEL
 from cloudsave.repository.file_maps import FileState, MapWriter, Slot
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES, Fingerprints
-from cloudsave.repository.packs import PackBuilder, Stretch
+from cloudsave.repository.packs import PACK_BYTES_TARGET, PackBuilder, Stretch
 from cloudsave.repository.priors import Priors
 
 FRAME_BYTES = 1 << 20
@@ -49,6 +49,7 @@ class WriterOptions:
     workers: int
     level: int = ZSTD_LEVEL
     paranoid: bool = False
+    pack_bytes: int = PACK_BYTES_TARGET
 
 
 @dataclass(slots=True)
@@ -239,14 +240,14 @@ class BackupWriter:
         raise GenerationFenced("could not claim a writer generation: others are faster", hints=["try again"])
 
     def _unfinished_generations(self) -> list[int]:
-        """Generations of pins whose backup was never committed."""
-        committed = set(self._lineage.backup_ids())
+        """Generations of pins whose backup was neither committed nor revoked."""
+        decided = self._lineage.decided_backup_ids()
         prefix = self._lineage.root + "pins/"
         pinned = [info.name[len(prefix) :] for info in self._lineage.store.list(prefix)]
         return [
             int(self._lineage.get_record_json(f"pins/{backup_id}")["generation"])
             for backup_id in pinned
-            if backup_id not in committed
+            if backup_id not in decided
         ]
 
     def _new_state(self, item: Item) -> FileState:
@@ -379,7 +380,11 @@ class BackupWriter:
         if worker.pack is None:
             name = f"{self._generation:08x}-{next(self._sequence):08x}"
             worker.pack = PackBuilder.open(
-                self._lineage.keys, name, clock=self._lineage.clock, level=self._options.level
+                self._lineage.keys,
+                name,
+                clock=self._lineage.clock,
+                level=self._options.level,
+                bytes_target=self._options.pack_bytes,
             )
         proof = self._options.paranoid or worker.frames % PROOF_EVERY_FRAMES == 0
         plain = worker.buffer[: worker.blocks_used * BLOCK_BYTES]

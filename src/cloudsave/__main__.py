@@ -1,0 +1,5 @@
+"""`python -m cloudsave`."""
+
+from cloudsave.cli.main import main
+
+main()
