@@ -28,6 +28,10 @@ class Indexes(Protocol):
         """
 
 
+FIRST_BRANCH = "00000001"
+"""The branch that has no ancestors by nature and needs no history file."""
+
+
 def _plain_text(position: Position) -> str:
     return f"{position.branch}:{position.offset:#x}"
 
@@ -64,8 +68,7 @@ class History:
     ancestry: Ancestry = field(default_factory=Ancestry)
     """An entry for each branch whose history file is stored, and for no other."""
     holes: tuple[LogHole, ...] = ()
-    first_branch: str = "00000001"
-    """The branch that has no ancestors by nature and needs no history file."""
+    first_branch: str = FIRST_BRANCH
     position_text: Callable[[Position], str] = _plain_text
     """Positions in the engine's text form."""
 

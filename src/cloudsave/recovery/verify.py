@@ -1,0 +1,315 @@
+"""
+Check what is stored of a lineage against what its manifests and object names promise.
+
+Quick: every manifest's signature, every map, every index and history; every pack by existence, size and
+footer; that maps stay within their packs; that each backup has the log which makes it consistent; holes.
+With `read_all`: every byte of every pack and log object, digest and authentication of each frame. A byte that
+authenticates is the byte that was written, pages included: those were checked when they were read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from cloudsave.engines.api import Dialect
+from cloudsave.errors import IntegrityError, ObjectMissing
+from cloudsave.model.finding import Finding, Severity
+from cloudsave.model.history import Ancestry
+from cloudsave.model.ledger import Ledger
+from cloudsave.model.log import LogSegment
+from cloudsave.model.manifest import Manifest
+from cloudsave.recovery.history import FIRST_BRANCH
+from cloudsave.repository.container import (
+    FOOTER_BYTES,
+    FRAME_HEADER,
+    HEADER_BYTES,
+    ContainerReader,
+    Kind,
+    check_digest,
+    parse_footer,
+)
+from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.maps import MapObject, decode_map_object
+from cloudsave.telemetry import NoProgress, Progress
+
+WORKERS = 4
+LISTED_MAX = 5
+"""Limit: names that one finding gives."""
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyRequest:
+    """What to check."""
+
+    backup_id: str | None = None
+    """Only this backup and the log that it needs; None: everything."""
+    read_all: bool = False
+
+
+@dataclass(slots=True)
+class _Damage:
+    """Objects that are wrong, by what is wrong with them."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, what: str, name: str) -> None:
+        """Note an object."""
+        self.found.setdefault(what, []).append(name)
+
+    def findings(self, subject: str, hint: str) -> Iterator[Finding]:
+        """One finding for each kind of damage."""
+        for what, names in self.found.items():
+            more = f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else ""
+            yield Finding(Severity.PROBLEM, subject, f"{what}: {', '.join(names[:LISTED_MAX])}{more}", hint)
+
+
+def has_problem(findings: Iterable[Finding]) -> bool:
+    """Whether anything stored is wrong."""
+    return any(one.severity is Severity.PROBLEM for one in findings)
+
+
+def verify_lineage(
+    lineage: Lineage, dialect: Dialect, request: VerifyRequest, *, progress: Progress | None = None
+) -> list[Finding]:
+    """Check; never raises for damage, that is what it reports. Raises: StoreError, UnknownBackup."""
+    run = _Verification(lineage, dialect, request, progress or NoProgress())
+    return [*run.backups(), *run.log()]
+
+
+class _Verification:
+    def __init__(
+        self, lineage: Lineage, dialect: Dialect, request: VerifyRequest, progress: Progress
+    ) -> None:
+        self._lineage = lineage
+        self._dialect = dialect
+        self._request = request
+        self._progress = progress
+        self._sizes = {
+            info.name[len(lineage.root) :]: info.size_bytes for info in lineage.store.list(lineage.root)
+        }
+        self._manifests: list[Manifest] = []
+
+    # ---- base backups
+
+    def backups(self) -> Iterator[Finding]:
+        """Manifests, maps and packs."""
+        wanted = self._request.backup_id
+        for backup_id in [wanted] if wanted is not None else self._lineage.backup_ids():
+            try:
+                self._manifests.append(self._lineage.manifest(backup_id))
+            except IntegrityError as error:
+                hint = "was the repository tampered with? restore the object from a copy of the repository"
+                yield Finding(Severity.PROBLEM, f"backup {backup_id}", str(error.message), hint)
+        if not self._manifests:
+            yield Finding(Severity.PROBLEM, "backups", "there is no backup that could be restored")
+        packs = self._check_packs()
+        maps = self._check_maps()
+        for manifest in self._manifests:
+            yield from self._backup_findings(manifest, packs, maps)
+
+    def _check_packs(self) -> dict[str, str]:
+        """For each pack that a manifest names, what is wrong with it ("" where nothing is)."""
+        names = sorted({name for manifest in self._manifests for name in manifest.packs})
+        total = sum(self._sizes.get(f"packs/{name}", 0) for name in names)
+        self._progress.begin("verify packs", bytes_total=total)
+        checked = dict(zip(names, _in_parallel(self._check_pack, names), strict=True))
+        self._progress.finish()
+        return checked
+
+    def _check_pack(self, pack: str) -> str:
+        size_bytes = self._sizes.get(f"packs/{pack}")
+        if size_bytes is None:
+            return "packs are missing"
+        if size_bytes < HEADER_BYTES + FOOTER_BYTES:
+            return "packs are truncated"
+        name = f"{self._lineage.root}packs/{pack}"
+        try:
+            if self._request.read_all:
+                self._open_all_frames(name)
+            else:
+                footer = self._lineage.store.get_range(
+                    name, offset=size_bytes - FOOTER_BYTES, length=FOOTER_BYTES
+                )
+                parse_footer(name, footer)
+        except IntegrityError:
+            return "packs are damaged"
+        except ObjectMissing:
+            return "packs are missing"
+        self._progress.advance(size_bytes)
+        return ""
+
+    def _open_all_frames(self, name: str) -> None:
+        """Open frame by frame: a pack may hold far more plain bytes than its own. Raises: IntegrityError."""
+        content = memoryview(self._lineage.store.get(name))
+        footer = check_digest(name, content)
+        reader = ContainerReader(self._lineage.keys, name, Kind.PACK, content[:HEADER_BYTES])
+        offset, end = HEADER_BYTES, len(content) - FOOTER_BYTES
+        for number in range(footer.frame_count):
+            _, length = reader.open(content[offset:end], number=number, last=number == footer.frame_count - 1)
+            offset += length
+        if offset != end:
+            raise IntegrityError(f"object {name!r} is damaged", detail="Its frames do not fill it.")
+
+    def _check_maps(self) -> dict[str, MapObject | str]:
+        """For each map that a manifest names, the map, or what is wrong with it."""
+        names = sorted({name for manifest in self._manifests for name in manifest.maps})
+        return dict(zip(names, _in_parallel(self._check_map, names), strict=True))
+
+    def _check_map(self, map_id: str) -> MapObject | str:
+        try:
+            found = decode_map_object(self._lineage.get_blob(f"maps/{map_id}", Kind.MAP), f"map {map_id!r}")
+        except IntegrityError:
+            return "maps are damaged"
+        except ObjectMissing:
+            return "maps are missing"
+        limits = [self._sizes.get(f"packs/{pack}", 0) - FOOTER_BYTES for pack in found.packs]
+        for segment in found.segments:
+            frames = segment.frames
+            ends = frames["offset"] + frames["sealed"] + FRAME_HEADER.size
+            for number, limit in enumerate(limits):
+                mine = ends[frames["pack"] == number]
+                if len(mine) and int(mine.max()) > limit:
+                    return "maps point beyond the end of their packs"
+        return found
+
+    def _backup_findings(
+        self, manifest: Manifest, packs: dict[str, str], maps: dict[str, MapObject | str]
+    ) -> Iterator[Finding]:
+        damage = _Damage()
+        for pack in manifest.packs:
+            if packs[pack]:
+                damage.add(packs[pack], pack)
+        for map_id in manifest.maps:
+            found = maps[map_id]
+            if isinstance(found, str):
+                damage.add(found, map_id)
+        for entry in manifest.files:
+            found = maps[manifest.maps[entry.map_index]] if entry.map_index >= 0 else ""
+            if isinstance(found, str):
+                continue
+            if entry.map_ordinal >= len(found.segments):
+                damage.add("files have no map", entry.path)
+            elif found.segments[entry.map_ordinal].file_bytes != entry.size_bytes:
+                damage.add("files differ in size from their map", entry.path)
+        subject = f"backup {manifest.backup_id}"
+        hint = "files in them cannot be restored from this backup; take a new full backup now"
+        problems = list(damage.findings(subject, hint))
+        yield from problems
+        if not problems:
+            depth = "every byte read" if self._request.read_all else "objects, sizes and maps"
+            yield Finding(Severity.OK, subject, f"{len(manifest.packs)} packs, {depth}")
+        if manifest.corrupt_pages:
+            yield Finding(
+                Severity.WARNING,
+                subject,
+                f"{len(manifest.corrupt_pages)} pages were already damaged in the source",
+                "`cloudsave show` lists them",
+            )
+
+    # ---- log
+
+    def log(self) -> Iterator[Finding]:
+        """Log objects, histories, holes, and whether each backup has its log."""
+        ancestry, problems = self._ancestry()
+        yield from problems
+        segments = self._lineage.logs()
+        wanted = self._segments_to_check(segments, ancestry)
+        self._progress.begin("verify log", bytes_total=sum(one.size_bytes for one in wanted))
+        damage = _Damage()
+        sound = []
+        for segment, what in zip(wanted, _in_parallel(self._check_segment, wanted), strict=True):
+            if what:
+                damage.add(what, f"{segment.branch} {segment.first:#x}-{segment.last:#x}")
+            else:
+                sound.append(segment)
+        self._progress.finish()
+        yield from damage.findings("log", "targets in and after it cannot be reached; take a new backup now")
+        ledger = Ledger(sound)
+        for manifest in self._manifests:
+            yield from self._log_of_backup(manifest, ledger, ancestry)
+        if self._request.backup_id is None:
+            yield from self._continuity(ledger, ancestry)
+
+    def _ancestry(self) -> tuple[Ancestry, list[Finding]]:
+        ancestors, problems = {}, []
+        try:
+            histories = self._lineage.histories()
+        except IntegrityError as error:
+            return Ancestry({}), [Finding(Severity.PROBLEM, "history", str(error.message))]
+        for branch, content in histories.items():
+            try:
+                ancestors[branch] = self._dialect.parse_history(content)
+            except IntegrityError as error:
+                problems.append(Finding(Severity.PROBLEM, f"history of branch {branch}", str(error.message)))
+        return Ancestry(ancestors), problems
+
+    def _segments_to_check(self, segments: list[LogSegment], ancestry: Ancestry) -> list[LogSegment]:
+        if self._request.backup_id is None:
+            return segments
+        ledger = Ledger(segments)
+        wanted = []
+        for manifest in self._manifests:
+            path = ancestry.lineage_of(manifest.stop.branch)
+            cover = ledger.cover(path, manifest.start.offset, manifest.stop.offset)
+            wanted += [extent.segment for extent in cover.extents]
+        return wanted
+
+    def _check_segment(self, segment: LogSegment) -> str:
+        try:
+            if self._request.read_all:
+                self._lineage.read_log(segment)
+            self._lineage.log_index(segment)
+        except IntegrityError:
+            return "log objects are damaged"
+        except ObjectMissing:
+            return "log objects are missing"
+        self._progress.advance(segment.size_bytes)
+        return ""
+
+    def _log_of_backup(self, manifest: Manifest, ledger: Ledger, ancestry: Ancestry) -> Iterator[Finding]:
+        subject = f"log of backup {manifest.backup_id}"
+        path = ancestry.lineage_of(manifest.stop.branch)
+        cover = ledger.cover(path, manifest.start.offset, manifest.stop.offset)
+        if not cover.complete:
+            yield Finding(
+                Severity.PROBLEM,
+                subject,
+                f"log from {cover.end:#x} of branch {cover.branch} on is missing: it cannot be used",
+                "take a new backup now",
+            )
+        else:
+            yield Finding(Severity.OK, subject, "the log that makes it consistent is stored")
+
+    def _continuity(self, ledger: Ledger, ancestry: Ancestry) -> Iterator[Finding]:
+        """Holes after the first backup, on each branch."""
+        recorded = {(hole.branch, hole.first): hole.cause for hole in self._lineage.holes()}
+        for branch in ledger.branches():
+            if branch not in ancestry.ancestors and branch != FIRST_BRANCH:
+                yield Finding(
+                    Severity.PROBLEM,
+                    f"branch {branch}",
+                    "its history file is not stored, so that none of its log can be used",
+                    "`cloudsave logs capture` stores it while the source has it",
+                )
+            ranges = ledger.ranges(branch)
+            for (_, end), (begin, _) in itertools.pairwise(ranges):
+                cause = recorded.get((branch, end), "no cause is recorded")
+                yield Finding(
+                    Severity.WARNING,
+                    f"branch {branch}",
+                    f"log has a hole from {end:#x} to {begin:#x} ({cause})",
+                    "targets in the hole cannot be reached; after it only from backups taken after it",
+                )
+            size = sum(end - begin for begin, end in ranges)
+            yield Finding(Severity.OK, f"branch {branch}", f"{size} bytes of log in {len(ranges)} ranges")
+
+
+def _in_parallel(check: Callable[[A], T], things: Sequence[A]) -> list[T]:
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(pool.map(check, things))
