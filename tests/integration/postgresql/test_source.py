@@ -307,6 +307,35 @@ def test_link_in_place_of_data_is_refused(cluster: Cluster) -> None:
     source.abort()
 
 
+@MODES
+def test_tablespaces_of_all_kinds(cluster: Cluster, mode: str) -> None:
+    """In place (a directory, no link), inside of the data directory, and shared with another version."""
+    apart = cluster.home / "apart"
+    inside = cluster.data / "inside"
+    for place in (apart, inside, apart / "PG_9.6_201608131" / "1"):
+        place.mkdir(parents=True)
+    (apart / "PG_9.6_201608131" / "1" / "99").write_bytes(b"of another server")
+    cluster.user.own(cluster.home)
+    # A server that recovers needs the setting as well.
+    cluster.configure({"allow_in_place_tablespaces": "on"})
+    cluster.reload()
+    poll(lambda: cluster.psql("SHOW allow_in_place_tablespaces") == "on", "the setting holds")
+    for name, location in (("apart", str(apart)), ("inside", str(inside)), ("in_place", "")):
+        cluster.psql(f"CREATE TABLESPACE {name} LOCATION '{location}'")
+        cluster.psql(f"CREATE TABLE in_{name} TABLESPACE {name} AS SELECT g FROM generate_series(1, 9999) g")
+    taken = backup(cluster, mode)
+    kinds = [
+        item.kind for item in taken.stop.directories if item.path.count("/") == 1 and "pg_tblspc" in item.path
+    ]
+    assert sorted(kinds) == ["directory", "link", "link"]
+    assert sorted(taken.start.tablespaces.values()) == sorted([str(apart), str(inside)])
+    assert not [path for path in taken.files if "PG_9.6" in path or path.startswith("inside/")]
+    restored = started(taken, cluster)
+    for name in ("apart", "inside", "in_place"):
+        assert restored.psql(f"SELECT count(*) FROM in_{name}") == "9999"
+    restored.amcheck()
+
+
 def test_other_links_and_kinds_are_noted(cluster: Cluster) -> None:
     (cluster.data / "notes.txt").symlink_to("/etc/hostname")
     taken = backup(cluster, "local")

@@ -18,7 +18,8 @@ from typing import Any
 import psycopg
 
 from cloudsave.engines.postgresql.connection import translate
-from cloudsave.engines.postgresql.log import branch_of, parse_lsn
+from cloudsave.engines.postgresql.format_wal import parse_lsn
+from cloudsave.engines.postgresql.log import branch_of
 from cloudsave.errors import EngineError, IntegrityError, UnsuitableSettings
 from cloudsave.model.item import Item, ItemKind
 from cloudsave.model.position import Position
@@ -61,6 +62,10 @@ _BRANCH = """
 select case when pg_is_in_recovery()
             then lpad(upper(to_hex((pg_control_checkpoint()).timeline_id)), 8, '0')
             else substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) end
+"""
+_TABLESPACE_VERSION = """
+select 'PG_' || current_setting('server_version_num')::int / 10000 || '_' || catalog_version_no
+from pg_control_system()
 """
 _LABEL_START = re.compile(r"^START WAL LOCATION: ([0-9A-F]+)/([0-9A-F]+) ", re.MULTILINE)
 _LABEL_TIMELINE = re.compile(r"^START TIMELINE: (\d+)$", re.MULTILINE)
@@ -137,6 +142,10 @@ class BackupSession:
         except psycopg.Error as error:
             raise translate(error, "read the settings") from None
         return {name: setting for name, setting in rows if setting is not None}
+
+    def tablespace_version(self) -> str:
+        """The name of the server's directory in each tablespace, such as "PG_18_202506291"."""
+        return str(self.row(_TABLESPACE_VERSION, doing="read the catalog version")[0])
 
     def close(self) -> None:
         """End the session, and with it backup mode. Never raises."""

@@ -80,9 +80,13 @@ class Walk:
     """
 
     root: Path
+    tablespace_version: str
+    """The directory of a tablespace that is this server's, such as "PG_18_202506291"; others are not ours."""
     directories: dict[str, Item] = field(default_factory=dict)
     """By path; parents before children."""
     notes: list[str] = field(default_factory=list)
+    _inside: frozenset[str] = frozenset()
+    """Directories of tablespaces that lie in the data directory; they are read through their links."""
 
     def files(self) -> Iterator[Item]:
         """
@@ -92,6 +96,7 @@ class Walk:
         """
         for name in NEEDED_DIRECTORIES:
             self._add_directory(name)
+        self._inside = self._tablespaces_inside()
         yield from self._directory("")
 
     def _directory(self, path: str) -> Iterator[Item]:
@@ -100,6 +105,8 @@ class Walk:
         below: list[str] = []
         for entry in entries:
             if is_excluded(path, entry.name, unlogged=unlogged):
+                continue
+            if _TABLESPACE.fullmatch(path) and entry.name != self.tablespace_version:
                 continue
             entry_path = f"{path}/{entry.name}" if path else entry.name
             if entry_path == CONTROL_FILE:
@@ -120,8 +127,18 @@ class Walk:
             else:
                 self._note(f"{entry_path!r} is not a regular file and was left out")
         for entry_path in below:
-            if entry_path not in EMPTIED_DIRECTORIES:
+            if entry_path not in EMPTIED_DIRECTORIES and entry_path not in self._inside:
                 yield from self._directory(entry_path)
+
+    def _tablespaces_inside(self) -> frozenset[str]:
+        """Source: basebackup.c, skip_this_dir."""
+        inside: set[str] = set()
+        for entry in self._list("pg_tblspc"):
+            if entry.is_symlink():
+                target = Path(os.readlink(entry.path))
+                if target.is_relative_to(self.root):
+                    inside.add(str(target.relative_to(self.root)))
+        return frozenset(inside)
 
     def _link(self, path: str) -> Iterator[str]:
         """A symbolic link: a tablespace is followed, an emptied directory becomes one, others stay out."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 
 from cloudsave.engines.api import LogIndexer
-from cloudsave.engines.postgresql.format_wal import WalIndexer
-from cloudsave.engines.postgresql.log import branch_of, format_lsn
+from cloudsave.engines.postgresql.format_wal import (
+    WalIndexer,
+    format_lsn,
+    parse_lsn,
+    parse_segment_name,
+    segment_name,
+)
+from cloudsave.engines.postgresql.log import branch_of
 from cloudsave.errors import IntegrityError, UsageError
 from cloudsave.model.history import BranchPoint
 from cloudsave.model.position import Position
 
-OFFSET_MAX = (1 << 64) - 1
-_LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
-_FILE_NAME = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})")
 _HISTORY_LINE = re.compile(rb"\s*(\d+)\s+([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})(?:\s.*)?")
 
 
@@ -24,14 +27,14 @@ class PostgresDialect:
 
     def parse_position(self, text: str, *, branch: str) -> int:
         """See `Dialect.parse_position`; every branch counts the same way."""
-        found = _LSN.fullmatch(text.strip())
-        if found is None:
+        try:
+            return parse_lsn(text.strip())
+        except ValueError:
             raise UsageError(
                 f"cannot understand position {text!r}",
                 detail=f"A position on timeline {branch} is an LSN: two hexadecimal numbers and a slash.",
                 hints=["SELECT pg_current_wal_lsn() prints one, such as 16/B374D848"],
-            )
-        return (int(found[1], 16) << 32) | int(found[2], 16)
+            ) from None
 
     def format_position(self, position: Position) -> str:
         """See `Dialect.format_position`."""
@@ -62,18 +65,12 @@ class PostgresDialect:
 
     def log_file_name(self, branch: str, offset: int, *, log_file_bytes: int) -> str:
         """See `Dialect.log_file_name`. Source: XLogFileName(), src/include/access/xlog_internal.h."""
-        files_per_id = (1 << 32) // log_file_bytes
-        high, low = divmod(offset // log_file_bytes, files_per_id)
-        return f"{branch}{high:08X}{low:08X}"
+        return segment_name(int(branch, 16), offset, segment_bytes=log_file_bytes)
 
     def parse_log_file_name(self, name: str, *, log_file_bytes: int) -> Position | None:
         """See `Dialect.parse_log_file_name`."""
-        found = _FILE_NAME.fullmatch(name)
-        files_per_id = (1 << 32) // log_file_bytes
-        if found is None or int(found[3], 16) >= files_per_id:
-            return None
-        number = int(found[2], 16) * files_per_id + int(found[3], 16)
-        return Position(found[1], number * log_file_bytes)
+        found = parse_segment_name(name, segment_bytes=log_file_bytes)
+        return None if found is None else Position(branch_of(found[0]), found[1])
 
 
 def _damaged(what: str) -> IntegrityError:

@@ -60,7 +60,7 @@ class LocalBackupSource:
         self._clock = clock
         self._root = Path(identity.data_directory)
         self._big: list[Item] = []
-        self._walk = Walk(self._root)
+        self._walk: Walk | None = None
         self._outside: tuple[tuple[Item, bytes], ...] = ()
         self._notes: list[str] = []
         self._check: PageCheck | None = None
@@ -75,7 +75,8 @@ class LocalBackupSource:
         found = outside_files(self._session, self._identity.data_directory, read_local)
         self._outside = found.files
         bytes_expected = 0
-        survey = Walk(self._root)
+        version = self._session.tablespace_version()
+        self._walk, survey = Walk(self._root, version), Walk(self._root, version)
         for item in survey.files():
             bytes_expected += item.size_bytes
             if item.size_bytes >= PIECE_BYTES:
@@ -98,6 +99,7 @@ class LocalBackupSource:
     def pieces(self) -> Iterator[Piece]:
         """See `BackupSource.pieces`. What grows beyond the size first seen is brought back by replay."""
         assert self._check is not None
+        assert self._walk is not None
         seen = {item.path for item in self._big}
         for item in self._big:
             for offset in range(0, item.size_bytes, PIECE_BYTES):
@@ -120,6 +122,7 @@ class LocalBackupSource:
     def finish(self) -> BackupStop:
         """See `BackupSource.finish`. Raises: EngineError where the server has left backup mode."""
         assert self._check is not None
+        assert self._walk is not None
         assert self._start is not None
         control, control_item, content = self._read_control()
         stopped = self._session.stop()

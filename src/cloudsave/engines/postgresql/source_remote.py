@@ -19,7 +19,8 @@ from cloudsave.engines.postgresql.backup_session import BackupSession, outside_f
 from cloudsave.engines.postgresql.exclusions import EMPTIED_DIRECTORIES, PAGE_BYTES, relation_of
 from cloudsave.engines.postgresql.format_manifest import FileDigest, compare, parse_manifest
 from cloudsave.engines.postgresql.format_tar import DIRECTORY, FILE, LINK, TarMember, TarParser
-from cloudsave.engines.postgresql.log import branch_of, parse_lsn
+from cloudsave.engines.postgresql.format_wal import parse_lsn
+from cloudsave.engines.postgresql.log import branch_of
 from cloudsave.engines.postgresql.page_check import PageCheck
 from cloudsave.engines.postgresql.replication import (
     CopyEvent,
@@ -43,6 +44,7 @@ CHECKPOINT_SECONDS_MAX = 7200.0
 """Limit: silence of the server; a spread checkpoint may take most of `checkpoint_timeout`."""
 _PARENTHESISED_SINCE = 150000
 _CORRUPTED = "SQLSTATE XX001"
+_IN_PLACE = "select count(*) from pg_tablespace where pg_tablespace_location(oid) like 'pg_tblspc/%'"
 _TABLESPACE_ARCHIVE = re.compile(r"(\d+)\.tar")
 
 
@@ -79,10 +81,13 @@ class RemoteBackupSource:
         )
         self._outside = found.files
         settings = self._session.settings()
+        (in_place,) = self._session.row(_IN_PLACE, doing="read the tablespaces")
         self._session.close()
         connection = self._connection = ReplicationConnection.open(self._conninfo, clock=self._clock)
         self._see_identity(connection)
-        command = base_backup_command(self._label, fast=self._fast, version=connection.server_version)
+        command = base_backup_command(
+            self._label, fast=self._fast, version=connection.server_version, tablespace_map=not in_place
+        )
         self._events = connection.copy_out(command, timeout_seconds=CHECKPOINT_SECONDS_MAX)
         begun, listed = _expect_rows(self._events), _expect_rows(self._events)
         start = _position(begun)
@@ -167,18 +172,24 @@ class RemoteBackupSource:
             )
 
 
-def base_backup_command(label: str, *, fast: bool, version: int) -> str:
-    """BASE_BACKUP in the grammar of the server's version (such as 180006)."""
+def base_backup_command(label: str, *, fast: bool, version: int, tablespace_map: bool) -> str:
+    """
+    BASE_BACKUP in the grammar of the server's version (such as 180006).
+
+    Without `tablespace_map` the archive has the links instead, whose targets are limited to 99 bytes; with it
+    servers before PostgreSQL 16 leave out tablespaces in place.
+    """
     if version >= _PARENTHESISED_SINCE:
         checkpoint = "fast" if fast else "spread"
         return (
             f"BASE_BACKUP (LABEL {literal(label)}, PROGRESS true, CHECKPOINT '{checkpoint}', WAL false, "
-            "WAIT false, TABLESPACE_MAP true, MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C', "
-            "VERIFY_CHECKSUMS true)"
+            f"WAIT false, TABLESPACE_MAP {str(tablespace_map).lower()}, MANIFEST 'yes', "
+            "MANIFEST_CHECKSUMS 'CRC32C', VERIFY_CHECKSUMS true)"
         )
     speed = " FAST" if fast else ""
+    mapped = " TABLESPACE_MAP" if tablespace_map else ""
     return (
-        f"BASE_BACKUP LABEL {literal(label)} PROGRESS{speed} NOWAIT TABLESPACE_MAP "
+        f"BASE_BACKUP LABEL {literal(label)} PROGRESS{speed} NOWAIT{mapped} "
         "MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
     )
 
