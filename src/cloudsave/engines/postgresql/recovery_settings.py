@@ -56,16 +56,25 @@ def recovery_settings(request: ServerRequest) -> dict[str, str]:
 
 
 def with_settings(content: str, settings: Mapping[str, str]) -> str:
-    """The text of an auto.conf in which exactly `settings` hold of the names that recovery depends on."""
+    """
+    The text of an auto.conf in which exactly `settings` hold of the names that recovery depends on.
+
+    Empty values come first: the server takes an empty target that follows a real one for a second target.
+    """
     managed = {*_NEUTRAL, *KEPT_AFTERWARDS, "hot_standby", *settings}
     kept = [line for line in content.splitlines() if not _is_about(line, managed)]
-    added = [f"{name} = {quoted(value)}" for name, value in sorted(settings.items())]
+    added = [f"{name} = {quoted(value)}" for name, value in sorted(settings.items(), key=_order)]
     return "\n".join([*kept, *added]) + "\n"
 
 
 def quoted(value: str) -> str:
     """A value as a configuration file wants it."""
     return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _order(setting: tuple[str, str]) -> tuple[bool, str]:
+    name, value = setting
+    return value != "", name
 
 
 def _is_about(line: str, names: set[str]) -> bool:
