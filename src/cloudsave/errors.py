@@ -48,6 +48,18 @@ class CloudsaveError(Exception):
         return "\n".join(lines)
 
 
+class LocalDiskFull(CloudsaveError):
+    """This machine has no space left, not the store."""
+
+    code = "CS-0002"
+
+
+class OutOfMemory(CloudsaveError):
+    """The process could not get memory."""
+
+    code = "CS-0003"
+
+
 # ---- usage: what was asked for cannot be understood or is not allowed
 # ------------------------------------------------
 class UsageError(CloudsaveError):

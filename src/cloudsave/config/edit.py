@@ -18,8 +18,8 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Table
 
 from cloudsave.config.files import read_file
-from cloudsave.config.load import check_source_name, refuse_secret_url
-from cloudsave.config.options import Value
+from cloudsave.config.load import check_source_name, checked_value, refuse_secret_url
+from cloudsave.config.options import SOURCE_OPTIONS, Value
 from cloudsave.errors import ConfigurationError, UnknownSource
 
 _NEW_FILE = "# Configuration of cloudsave. All keys: docs/reference/configuration.md\n"
@@ -32,7 +32,10 @@ def add_source(path: Path, name: str, settings: Mapping[str, Value]) -> None:
     Raises: ConfigurationError if the name is taken or unfit; SecretInline.
     """
     check_source_name(name, place="the command line")
-    refuse_secret_url(str(settings["url"]), place="the URL on the command line")
+    refuse_secret_url(str(settings["url"]), place="the command line")
+    known = {option.name: option for option in SOURCE_OPTIONS}
+    for key, value in settings.items():
+        checked_value(known[key], value, place="the command line", name=f"sources.{name}.{key}")
     document = _open(path)
     sources = document.get("sources")
     if sources is None:

@@ -79,7 +79,7 @@ def load_config(
     _add_environment_sources(sources, environ)
     _warn_of_misspelt_variables(environ, sources)
     for name, value in (overrides or {}).items():
-        settings[name] = _checked(option(name), value, place=f"option --{name.rpartition('.')[2]}")
+        settings[name] = checked_value(option(name), value, place=f"option --{name.rpartition('.')[2]}")
     return _build(settings, sources, tuple(read))
 
 
@@ -140,19 +140,20 @@ def _table(file: ConfigFile, keys: tuple[str, ...], value: object) -> Mapping[st
 
 
 def _file_value(file: ConfigFile, keys: tuple[str, ...], entry: Option, value: object) -> Value:
-    checked = _checked(entry, value, place=file.place(*keys))
+    checked = checked_value(entry, value, place=file.place(*keys), name=".".join(keys))
     if entry.name.rpartition(".")[2] == "url":
         refuse_secret_url(str(checked), place=file.place(*keys))
     return checked
 
 
-def _checked(entry: Option, value: object, *, place: str) -> Value:
+def checked_value(entry: Option, value: object, *, place: str, name: str = "") -> Value:
+    """The value in the option's kind; `place` and `name` are for the message. Raises: ConfigurationError."""
     try:
         return check_value(entry, value)
     except BadValue as error:
         shown = "" if entry.secret else f" in {place}"
         raise ConfigurationError(
-            f"cannot use configuration value of {entry.toml}", detail=f"The value{shown} {error}."
+            f"cannot use configuration value of {name or entry.toml}", detail=f"The value{shown} {error}."
         ) from None
 
 

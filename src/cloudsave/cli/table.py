@@ -1,0 +1,23 @@
+"""The commands: name -> where it is, and the line that `cloudsave --help` shows without importing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One command."""
+
+    target: str
+    """`module:attribute` of a click command."""
+    short_help: str
+
+
+COMMANDS = {
+    "source": Entry(
+        "cloudsave.cli.source:source", "The database servers to protect: add, list, show, remove."
+    ),
+    "store": Entry("cloudsave.cli.store:store", "Test whether a store keeps the promises that backups need."),
+    "completion": Entry("cloudsave.cli.completion:completion", "Print the completion script of a shell."),
+}
