@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from cloudsave.backup.run import LogCover
 from cloudsave.clock import Clock
+from cloudsave.config.credentials import FoundSecrets
 from cloudsave.config.model import Config, SourceConfig
 from cloudsave.engines.api import Engine
 from cloudsave.engines.registry import open_engine
@@ -42,27 +43,15 @@ def build_store(config: Config, *, clock: Clock) -> ObjectStore:
     return Retrying(store, clock=clock, limits=RetryLimits(deadline_seconds=config.retry_deadline_seconds))
 
 
-def open_repository(config: Config, secret: Secret, *, clock: Clock) -> Repository:
+def open_repository(config: Config, secrets: FoundSecrets, *, clock: Clock) -> Repository:
     """The configured repository. Raises: ConfigurationError, NoRepository, WrongKey, StoreError."""
+    secret = Secret(passphrase=secrets.passphrase, recovery_key=secrets.recovery_key)
     return Repository.open(build_store(config, clock=clock), secret=secret, clock=clock)
 
 
-def source_config(config: Config, name: str) -> SourceConfig:
-    """The settings of a source. Raises: UnknownSource."""
-    try:
-        return config.sources[name]
-    except KeyError as error:
-        known = ", ".join(sorted(config.sources)) or "none"
-        raise UnknownSource(
-            f"source {name!r} is not configured",
-            detail=f"Configured are: {known}.",
-            hints=[f"`cloudsave source add {name} postgresql://...` adds it"],
-        ) from error
-
-
-def engine(config: Config, name: str) -> Engine:
+def engine(source: SourceConfig) -> Engine:
     """The engine of a source; connects to nothing yet."""
-    return open_engine(source_config(config, name).url)
+    return open_engine(source.url)
 
 
 def lineage_of(repository: Repository, name: str) -> Lineage:
