@@ -18,6 +18,8 @@ COMMANDS = {
     "source": Entry(
         "cloudsave.cli.source:source", "The database servers to protect: add, list, show, remove."
     ),
+    "restore": Entry("cloudsave.cli.restore:restore", "Bring a database back, to any state that is stored."),
+    "verify": Entry("cloudsave.cli.verify:verify", "Check stored backups and log against what they promise."),
     "store": Entry("cloudsave.cli.store:store", "Test whether a store keeps the promises that backups need."),
     "completion": Entry("cloudsave.cli.completion:completion", "Print the completion script of a shell."),
 }

@@ -95,8 +95,8 @@ class RestoreTarget(Protocol):
     def stop(self) -> None:
         """Stop the server if it runs."""
 
-    def connection_hint(self) -> str:
-        """The command with which a person connects."""
+    def connection_url(self) -> str:
+        """The URL by which the server, once started, can be connected to."""
 
 
 class Dialect(Protocol):

@@ -62,7 +62,7 @@ class BroughtUp:
     at_target: ServerState
     opened: ServerState | None
     """After promotion; None where it was left paused."""
-    connection_hint: str
+    connection_url: str
 
 
 def recovery_digest(plan: RecoveryPlan) -> str:
@@ -128,7 +128,7 @@ def bring_up(
         else:
             opened = context.target.promote(timeout_seconds=PROMOTE_SECONDS_MAX)
             finish_restore(directory)
-        return BroughtUp(at_target, opened, context.target.connection_hint())
+        return BroughtUp(at_target, opened, context.target.connection_url())
     except BaseException as error:
         context.target.stop()
         _raise_cause(feeder, error)

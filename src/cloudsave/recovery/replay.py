@@ -21,7 +21,7 @@ import shutil
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,10 +286,7 @@ class Feeder:
         self._put(self.spool / "beat", f"{self._beats}\n".encode())
 
 
-def installed_fetch_command(*, executable: str, source: str, config: str | None) -> str:
-    """The restore command of a server that is started later, without a feeder."""
-    words = [executable]
-    if config is not None:
-        words += ["--config", config]
-    words += ["logs", "fetch", source]
+def later_fetch_command(program: Sequence[str], source: str) -> str:
+    """The restore command of a server that is started later; `program` is how cloudsave is run."""
+    words = [*program, "logs", "fetch", source]
     return " ".join(shlex.quote(word).replace("%", "%%") for word in words) + ' "%f" "%p"'

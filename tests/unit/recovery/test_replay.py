@@ -18,7 +18,7 @@ from cloudsave.model.ledger import Extent
 from cloudsave.model.log import LogSegment
 from cloudsave.model.position import Position
 from cloudsave.recovery import replay as replay_module
-from cloudsave.recovery.replay import Feeder, LogFile, ReplayLog, installed_fetch_command
+from cloudsave.recovery.replay import Feeder, LogFile, ReplayLog, later_fetch_command
 
 FILE_BYTES = 1 << 16
 
@@ -178,7 +178,5 @@ def test_strange_names_stop_the_server(feeder: Feeder, place: Path, name: str) -
 
 
 def test_the_installed_command_quotes_what_needs_it() -> None:
-    command = installed_fetch_command(
-        executable="/opt/100% real/cloudsave", source="db", config="/etc/c.toml"
-    )
+    command = later_fetch_command(executable="/opt/100% real/cloudsave", source="db", config="/etc/c.toml")
     assert command == """'/opt/100%% real/cloudsave' --config /etc/c.toml logs fetch db "%f" "%p\""""

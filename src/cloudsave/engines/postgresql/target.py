@@ -164,13 +164,8 @@ class PostgresTarget:
             shutil.rmtree(self._private, ignore_errors=True)
             self._private = None
 
-    def connection_hint(self) -> str:
-        """See `RestoreTarget.connection_hint`."""
-        role, database = self._login
-        return f"psql 'host={self._private} port={self._port()} user={role} dbname={database}'"
-
     def connection_url(self) -> str:
-        """A URL that libpq understands."""
+        """See `RestoreTarget.connection_url`."""
         role, database = self._login
         return f"postgresql://{role}@/{database}?host={self._private}&port={self._port()}"
 

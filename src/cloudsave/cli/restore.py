@@ -1,0 +1,262 @@
+"""`cloudsave restore`: plan, restore files, replay log, compare, open; or refuse with nothing touched."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cloudsave.assembly import lineage_of, open_repository
+from cloudsave.cli.formats import format_size
+from cloudsave.cli.frame import Command, CommandContext, source_argument, with_context
+from cloudsave.cli.times import parse_instant
+from cloudsave.engines.api import Dialect
+from cloudsave.engines.registry import dialect, restore_target
+from cloudsave.errors import ExitCode, UsageError
+from cloudsave.model.log import instant_from_us
+from cloudsave.model.position import Position
+from cloudsave.model.target import Target, TargetKind
+from cloudsave.recovery.bring_up import (
+    BringUpContext,
+    BringUpOptions,
+    BroughtUp,
+    bring_up,
+    leave_for_later,
+    recovery_digest,
+)
+from cloudsave.recovery.history import History, IndexReader, read_history
+from cloudsave.recovery.plan import RecoveryPlan, plan_recovery
+from cloudsave.recovery.replay import later_fetch_command
+from cloudsave.recovery.restore import RestoredFiles, RestoreRequest, restore_files
+from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.reader import BackupReader
+
+LOOK_SECONDS = 1.0
+TARGET_FLAGS = ("time", "position", "transaction", "name_of_point", "latest", "immediate")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a restore works with."""
+
+    context: CommandContext
+    lineage: Lineage
+    dialect: Dialect
+    source: str
+
+
+@click.command(
+    "restore", cls=Command, exit_codes=(ExitCode.UNREACHABLE, ExitCode.INTEGRITY, ExitCode.CANCELLED)
+)
+@source_argument
+@click.option("--into", type=click.Path(path_type=Path), help="Empty or absent directory for the data.")
+@click.option("--time", metavar="TIME", help="The state at that time, with its zone (RFC 3339).")
+@click.option("--position", metavar="LSN", help="The state at that position of the log.")
+@click.option("--transaction", type=int, metavar="XID", help="The state after that transaction.")
+@click.option("--name", "name_of_point", metavar="POINT", help="The state at that named restore point.")
+@click.option("--latest", is_flag=True, help="The last state that is stored (the default).")
+@click.option("--immediate", is_flag=True, help="The state at the end of the base backup.")
+@click.option("--exclusive", is_flag=True, help="Stop before the target instead of after it.")
+@click.option("--branch", metavar="BRANCH", help="Timeline to follow.  [default: the newest]")
+@click.option("--backup", "backup_id", metavar="BACKUP", help="Base backup to begin with.  [default: best]")
+@click.option("--tablespace", multiple=True, metavar="OID=DIR", help="New place of a tablespace; repeatable.")
+@click.option("--owner", metavar="USER", help="User who gets the files, when run by root.")
+@click.option("--start", is_flag=True, help="Start the server, compare it with the plan, and open it.")
+@click.option("--look", is_flag=True, help="Start it read-only on a private socket until Ctrl-C.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the server that --start leaves running.")
+@click.option("--bin-dir", type=click.Path(path_type=Path), help="Directory of the server's programs.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Server setting; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and touch nothing.")
+@with_context
+def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | None:
+    """
+    Restore the database NAME into a new directory, to any state that is stored.
+
+    A state that cannot be reached is refused before anything is touched, with the nearest ones that can.
+    A restore that was interrupted goes on when the same command is run again.
+    """
+    if given["into"] is None and not given["dry_run"]:
+        raise UsageError("a restore needs --into DIR", hints=["--dry-run shows the plan without it"])
+    if given["look"] and given["start"]:
+        raise UsageError("cannot use --look with --start: one stays read-only, the other opens the server")
+    parts, history = _open(context, name)
+    target = _target(context, parts.dialect, given)
+    log_file_bytes = history.backups[-1].log_file_bytes
+    indexes = IndexReader(parts.lineage, parts.dialect, log_file_bytes=log_file_bytes)
+    plan = plan_recovery(target, history, indexes)
+    reader = BackupReader(parts.lineage, parts.lineage.manifest(plan.backup.backup_id))
+    if given["dry_run"]:
+        _show_plan(context, plan, reader)
+        return None
+    for line in plan.describe():
+        context.output.note(line)
+    request = RestoreRequest(
+        directory=given["into"],
+        tablespaces=_pairs("--tablespace", given["tablespace"]),
+        owner=given["owner"],
+        recovery_digest=recovery_digest(plan),
+    )
+    files = restore_files(reader, request, progress=context.progress)
+    for note in files.notes:
+        context.output.note(f"note: {note}")
+    options = BringUpOptions(
+        bin_directory=given["bin_dir"],
+        port=given["port"],
+        look=given["look"],
+        later_command=later_fetch_command(_program(context), name),
+        settings=_pairs("--set", given["settings"]),
+    )
+    if given["start"] or given["look"]:
+        return _run_server(parts, plan, files, options)
+    leave_for_later(plan, files.directory, restore_target(reader.manifest.engine), options)
+    _show_files(context, plan, files)
+    return None
+
+
+def _open(context: CommandContext, name: str) -> tuple[_Parts, History]:
+    repository = open_repository(context.config, context.secrets(), clock=context.clock)
+    lineage = lineage_of(repository, name)
+    formats = dialect(lineage.id.partition("-")[0])
+    return _Parts(context, lineage, formats, name), read_history(lineage, formats)
+
+
+def _target(context: CommandContext, formats: Dialect, given: dict[str, Any]) -> Target:
+    chosen = [flag for flag in TARGET_FLAGS if given[flag] not in (None, False)]
+    # A position beside a transaction or a name says which of several is meant.
+    if len(chosen) > 1 and not (len(chosen) == 2 and "position" in chosen and _has_record(chosen)):
+        raise UsageError("a restore has one target", detail=f"Given are {', '.join(chosen)}.")
+    branch = given["branch"]
+    position = None
+    if given["position"] is not None:
+        position = Position(branch or "", formats.parse_position(given["position"], branch=branch or ""))
+    kinds = {
+        "time": TargetKind.TIME,
+        "transaction": TargetKind.TRANSACTION,
+        "name_of_point": TargetKind.NAME,
+        "immediate": TargetKind.IMMEDIATE,
+        "position": TargetKind.POSITION,
+    }
+    kind = next((kinds[flag] for flag in kinds if flag in chosen), TargetKind.LATEST)
+    if given["exclusive"] and kind in (TargetKind.LATEST, TargetKind.IMMEDIATE, TargetKind.NAME):
+        raise UsageError("--exclusive goes with --time, --position or --transaction")
+    time = parse_instant(given["time"], zone_name=context.zone_name) if given["time"] else None
+    return Target(
+        kind,
+        time=time,
+        position=position,
+        transaction=given["transaction"],
+        name=given["name_of_point"],
+        inclusive=not given["exclusive"],
+        branch=branch,
+        backup_id=given["backup_id"],
+    )
+
+
+def _has_record(chosen: list[str]) -> bool:
+    return "transaction" in chosen or "name_of_point" in chosen
+
+
+def _pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in given:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise UsageError(f"cannot understand {flag} {text!r}", hints=[f"{flag} KEY=VALUE"])
+        pairs[key] = value
+    return pairs
+
+
+def _program(context: CommandContext) -> list[str]:
+    """How this very cloudsave is run again, by a server in another directory."""
+    words = [sys.executable, "-m", "cloudsave"]
+    if context.explicit_file is not None:
+        words += ["--config", os.path.abspath(context.explicit_file)]
+    override = context.invocation.overrides.get("repository.url")
+    return words + (["--repository", override] if override else [])
+
+
+def _run_server(
+    parts: _Parts, plan: RecoveryPlan, files: RestoredFiles, options: BringUpOptions
+) -> ExitCode | None:
+    context = parts.context
+    server = restore_target(parts.lineage.id.partition("-")[0])
+    work = BringUpContext(parts.lineage, parts.dialect, server, context.clock, context.progress)
+    up = bring_up(plan, files.directory, work, options)
+    _show_server(context, plan, files, up)
+    if not options.look:
+        return None
+    context.output.note("read-only; Ctrl-C stops it")
+    try:
+        while True:
+            context.clock.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        return ExitCode.DONE
+    finally:
+        server.stop()
+
+
+# ---- what is said
+
+
+def _show_plan(context: CommandContext, plan: RecoveryPlan, reader: BackupReader) -> None:
+    fetch_bytes = reader.bytes_to_fetch()
+    tablespaces = dict(reader.manifest.tablespaces)
+
+    def human() -> None:
+        for line in plan.describe():
+            context.output.line(line)
+        context.output.line(
+            f"to fetch     {format_size(fetch_bytes)} of data, {format_size(plan.log_stored_bytes)} of log"
+        )
+        for oid, place in tablespaces.items():
+            context.output.line(f"tablespace   {oid} was at {place}")
+
+    context.output.emit({**plan.as_dict(), "fetch_bytes": fetch_bytes, "tablespaces": tablespaces}, human)
+
+
+def _facts(plan: RecoveryPlan, files: RestoredFiles) -> dict[str, Any]:
+    return {
+        "directory": files.directory,
+        "config_directory": files.config_directory,
+        "tablespaces": dict(files.tablespaces),
+        "owner": files.owner,
+        "resumed": files.resumed,
+        "bytes_written": files.bytes_written,
+        "plan": plan.as_dict(),
+    }
+
+
+def _show_files(context: CommandContext, plan: RecoveryPlan, files: RestoredFiles) -> None:
+    def human() -> None:
+        context.output.line(f"restored {format_size(plan.backup.data_bytes)} into {files.directory}")
+        context.output.line("started, the server replays log, pauses at the target and is read-only until")
+        context.output.line("SELECT pg_wal_replay_resume() opens it; its user must be able to run cloudsave")
+
+    context.output.emit({**_facts(plan, files), "started": False}, human)
+
+
+def _show_server(context: CommandContext, plan: RecoveryPlan, files: RestoredFiles, up: BroughtUp) -> None:
+    last_us = up.at_target.last_commit_us
+    last = instant_from_us(last_us) if last_us is not None else None
+    state = up.opened or up.at_target
+    facts = {
+        **_facts(plan, files),
+        "started": True,
+        "open": up.opened is not None,
+        "last_transaction": last,
+        "replayed_offset": up.at_target.replayed_offset,
+        "branch": state.branch,
+        "connection_url": up.connection_url,
+    }
+
+    def human() -> None:
+        opened = "open for writing" if up.opened else "read-only"
+        context.output.line(f"restored into {files.directory}; the server runs, {opened}")
+        context.output.line(f"asked, it says: last transaction {context.output.instant(last)}")
+        context.output.line(f"connect with: psql '{up.connection_url}'")
+
+    context.output.emit(facts, human)
