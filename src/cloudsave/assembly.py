@@ -87,9 +87,11 @@ def lineage_of(repository: Repository, name: str) -> Lineage:
     return named[0][1]
 
 
-def lineage_for(repository: Repository, identity: SourceIdentity, *, source: str) -> Lineage:
+def lineage_for(
+    repository: Repository, identity: SourceIdentity, *, source: str, record: bool = True
+) -> Lineage:
     """
-    The lineage to write a running server's backups and log to, recorded under the name `source`.
+    The lineage of a running server's backups and log; with `record` it is noted under the name `source`.
 
     Raises: ForeignSystem where the name belongs to another system: a clone or a new cluster must not slip
     in silently.
@@ -107,7 +109,8 @@ def lineage_for(repository: Repository, identity: SourceIdentity, *, source: str
                 ],
             )
     lineage = repository.lineage(identity.lineage)
-    lineage.record_identity(identity, source=source)
+    if record:
+        lineage.record_identity(identity, source=source)
     return lineage
 
 

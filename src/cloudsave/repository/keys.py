@@ -61,6 +61,24 @@ class RecoveryKey:
         return f"RecoveryKey(recipient={self.recipient!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class KeySlot:
+    """One slot as a listing shows it."""
+
+    slot_id: str
+    type: str
+    """"argon2id", "age" or "damaged"."""
+    recipient: str
+
+
+def describe_slot(slot_id: str, content: bytes) -> KeySlot:
+    """What a slot is for."""
+    slot = _decode_slot(content)
+    if slot is None:
+        return KeySlot(slot_id, "damaged", "")
+    return KeySlot(slot_id, str(slot["type"]), str(slot.get("recipient", "")))
+
+
 def new_recovery_key() -> RecoveryKey:
     """A fresh recovery key."""
     identity = pyrage.x25519.Identity.generate()

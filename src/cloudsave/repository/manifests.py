@@ -62,5 +62,5 @@ def decode_manifest(content: bytes, what: str) -> Manifest:
         for name in ("packs", "maps", "notes"):
             fields[name] = tuple(fields[name])
         return Manifest(**fields)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{what} cannot be read", detail=f"It is malformed: {error}.") from error

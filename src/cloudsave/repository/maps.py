@@ -107,7 +107,7 @@ def decode_map_object(content: bytes, what: str) -> MapObject:
     """Parse and check a map object. Raises: IntegrityError."""
     try:
         return _decode(content, what)
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, OverflowError) as error:
         raise IntegrityError(
             f"{what} cannot be read", detail=f"It is truncated or malformed: {error}."
         ) from error

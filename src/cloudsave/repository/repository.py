@@ -20,8 +20,10 @@ from cloudsave.errors import (
 )
 from cloudsave.repository.crypto import KEY_BYTES, LineageKeys
 from cloudsave.repository.keys import (
+    KeySlot,
     RecoveryKey,
     Secret,
+    describe_slot,
     key_id,
     new_recovery_key,
     open_slots,
@@ -125,6 +127,13 @@ class Repository:
     def lineage(self, lineage_id: str) -> Lineage:
         """The lineage of that id, stored already or not."""
         return Lineage(self.store, LineageKeys.derive(self._key, lineage_id), clock=self._clock)
+
+    def key_slots(self) -> list[KeySlot]:
+        """The slots that wrap this repository's key; damaged ones are named so."""
+        return [
+            describe_slot(info.name.rpartition("/")[2], self.store.get(info.name))
+            for info in self.store.list("keys/")
+        ]
 
     def add_passphrase(self, passphrase: str) -> None:
         """One more slot that a passphrase opens."""
