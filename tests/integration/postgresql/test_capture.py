@@ -16,6 +16,7 @@ from cloudsave.engines.postgresql.log import PostgresLogSource, format_lsn, pars
 from cloudsave.errors import (
     CaptureRunning,
     ForeignSystem,
+    IntegrityError,
     LogConflict,
     LogHole,
     LogNotInArchive,
@@ -445,6 +446,63 @@ def test_pushed_files_and_captured_log_are_the_same(keeping: Cluster, tmp_path: 
     beyond = DIALECT.log_file_name(position.branch, position.offset + FILE, log_file_bytes=FILE)
     with pytest.raises(LogNotInArchive):
         fetched(fresh, beyond, tmp_path)
+
+
+def test_the_partial_last_file_of_an_ended_branch_is_stored_up_to_its_end(
+    clusters: ClusterFactory, postgresql_major: str, tmp_path: Path
+) -> None:
+    archiving = {"archive_mode": "on", "archive_command": "false"}
+    primary = clusters.create(postgresql_major)
+    standby = primary.make_standby(conf={**KEEP, **archiving})
+    lineage = new_lineage(primary)
+    with Watched(primary, lineage) as capture:
+        write_log(primary, 1)
+        end = capture.catch_up(primary)
+    poll(
+        lambda: standby.psql(f"SELECT pg_last_wal_replay_lsn() >= '{format_lsn(end.offset)}'") == "t",
+        "the standby has it all",
+    )
+    primary.stop(immediate=True)
+    standby.promote()
+    (partial,) = (standby.data / "pg_wal").glob("*.partial")
+    (history,) = (standby.data / "pg_wal").glob("*.history")
+    fresh = new_lineage(standby)
+    push(fresh, DIALECT, history)
+    push(fresh, DIALECT, partial)
+    (point,) = DIALECT.parse_history(fresh.histories()["00000002"])
+    (segment,) = fresh.logs()
+    assert point.end_offset <= segment.last < segment.first + FILE
+    assert fresh.read_log(segment) == partial.read_bytes()[: segment.last - segment.first]
+    # Into the captured lineage it fits as well: the same bytes where both have them.
+    push(lineage, DIALECT, partial)
+    stored = fetched(lineage, partial.name.removesuffix(".partial"), tmp_path)
+    assert (
+        stored[: point.end_offset - segment.first] == partial.read_bytes()[: point.end_offset - segment.first]
+    )
+
+
+def test_a_file_of_another_cluster_is_refused(clusters: ClusterFactory, postgresql_major: str) -> None:
+    ours = clusters.create(postgresql_major)
+    foreign = clusters.create(postgresql_major, fresh_identity=True)
+    lineage = new_lineage(ours)
+    foreign.switch_wal()
+    name = complete_files(foreign, 1)[0]
+    with pytest.raises(ForeignSystem):
+        push(lineage, DIALECT, foreign.data / "pg_wal" / name)
+    assert lineage.logs() == []
+
+
+def test_a_damaged_file_is_refused(keeping: Cluster, tmp_path: Path) -> None:
+    lineage = new_lineage(keeping)
+    write_log(keeping, 18)
+    keeping.switch_wal()
+    name = complete_files(keeping, 1)[-2]
+    content = bytearray((keeping.data / "pg_wal" / name).read_bytes())
+    content[9_000_000] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(IntegrityError):
+        push(lineage, DIALECT, tmp_path / name)
+    assert lineage.logs() == []
 
 
 def test_the_log_of_a_moment_is_captured_without_leaving_a_slot(cluster: Cluster) -> None:
