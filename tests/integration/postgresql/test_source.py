@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cloudsave.clock import Clock
 from cloudsave.engines.api import BackupSource
 from cloudsave.engines.postgresql.backup_session import BackupSession
 from cloudsave.engines.postgresql.connection import connect
@@ -23,6 +24,10 @@ from tests.integration.postgresql.cluster import Cluster, ClusterFactory, Server
 
 MODES = pytest.mark.parametrize("mode", ["local", "remote"])
 BALANCED = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)"
+KILL_SESSION = (
+    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+    "WHERE application_name = 'cloudsave backup'"
+)
 KEEP_LOG = {"wal_keep_size": "1GB"}
 
 
@@ -276,11 +281,33 @@ def test_clone_is_never_taken_for_the_server(cluster: Cluster) -> None:
 def test_lost_session_makes_the_backup_worthless_and_says_so(cluster: Cluster) -> None:
     source = PostgresEngine(cluster.url).backup_source(mode="local", fast=True, label="killed")
     source.begin()
-    cluster.psql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cloudsave backup'"
-    )
+    cluster.psql(KILL_SESSION)
     with pytest.raises(EngineError):
         source.finish()
+    source.abort()
+
+
+class HurriedClock(Clock):
+    """A clock on which a minute passes at each look."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        self.seconds += 60.0
+        return self.seconds
+
+
+def test_lost_session_ends_a_long_backup_early(cluster: Cluster) -> None:
+    engine = PostgresEngine(cluster.url, clock=HurriedClock())
+    source = engine.backup_source(mode="local", fast=True, label="killed")
+    source.begin()
+    pieces = source.pieces()
+    next(pieces)
+    next(pieces)
+    cluster.psql(KILL_SESSION)
+    with pytest.raises(EngineError):
+        next(pieces)
     source.abort()
 
 

@@ -38,6 +38,8 @@ WHOLE_FILE_BYTES_MAX = 1 << 20
 CONTROL_TRIES_MAX = 10
 """Limit: reads of `pg_control` until its CRC fits; the server overwrites it in place."""
 CONTROL_RETRY_SECONDS = 0.1
+ALIVE_SECONDS = 30.0
+"""How often the held session is used: a firewall must not drop it, and its loss is to be known early."""
 _CONTROL_BYTES_MAX = 8192
 
 
@@ -97,13 +99,24 @@ class LocalBackupSource:
         )
 
     def pieces(self) -> Iterator[Piece]:
-        """See `BackupSource.pieces`. What grows beyond the size first seen is brought back by replay."""
+        """
+        See `BackupSource.pieces`. What grows beyond the size first seen is brought back by replay.
+
+        Raises: SourceUnreadable; EngineError as soon as the held session turns out to be lost.
+        """
+        used_at = self._clock.monotonic()
+        for piece in self._all_pieces():
+            yield piece
+            if self._clock.monotonic() - used_at >= ALIVE_SECONDS:
+                self._session.row("select 1", doing="go on with the backup")
+                used_at = self._clock.monotonic()
+
+    def _all_pieces(self) -> Iterator[Piece]:
         assert self._check is not None
         assert self._walk is not None
         seen = {item.path for item in self._big}
         for item in self._big:
-            for offset in range(0, item.size_bytes, PIECE_BYTES):
-                yield FilePiece(self._root, item, self._check, offset=offset)
+            yield from self._file_pieces(item)
         for item in self._walk.files():
             if item.path in seen:
                 continue
@@ -112,12 +125,16 @@ class LocalBackupSource:
                 if whole is not None:
                     yield whole
             elif item.size_bytes:
-                for offset in range(0, item.size_bytes, PIECE_BYTES):
-                    yield FilePiece(self._root, item, self._check, offset=offset)
+                yield from self._file_pieces(item)
             else:
                 yield ReadPiece(item, b"")
         for item, content in self._outside:
             yield ReadPiece(item, content)
+
+    def _file_pieces(self, item: Item) -> Iterator[Piece]:
+        assert self._check is not None
+        for offset in range(0, item.size_bytes, PIECE_BYTES):
+            yield FilePiece(self._root, item, self._check, offset=offset)
 
     def finish(self) -> BackupStop:
         """See `BackupSource.finish`. Raises: EngineError where the server has left backup mode."""
