@@ -217,11 +217,12 @@ def least_privileges(role: str, major: int) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------
 
 _SLOTS = """
-select slot_name::text, active, wal_status, safe_wal_size,
-       case when restart_lsn is null then null
-            when pg_is_in_recovery() then pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn)::bigint
-            else pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint end
-from pg_replication_slots where slot_type = 'physical' and not temporary order by 1
+select coalesce(json_agg(slot), '[]') from (
+  select slot_name as name, active, wal_status as status, safe_wal_size as safe,
+         case when restart_lsn is null then null
+              when pg_is_in_recovery() then pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn)::bigint
+              else pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint end as held
+  from pg_replication_slots where slot_type = 'physical' and not temporary order by 1) slot
 """
 _LOG_RATE = """
 select (wal_bytes / greatest(extract(epoch from clock_timestamp() - stats_reset), 1))::float8 from pg_stat_wal
@@ -264,8 +265,7 @@ def _log_rate(facts: _Facts) -> float:
 
 
 def _slots(facts: _Facts) -> Iterator[Finding]:
-    query = f"select coalesce(json_agg(s), '[]') from ({_SLOTS}) s (name, active, status, safe, held)"  # noqa: S608
-    (slots,) = facts.session.row(query, doing="read the slots")
+    (slots,) = facts.session.row(_SLOTS, doing="read the slots")
     for slot in slots:
         ours = str(slot["name"]).startswith(SLOT_PREFIX)
         subject = f"slot {slot['name']}"
