@@ -53,8 +53,8 @@ last= same=0
 while :; do
     echo > "$spool/wanted/$1" || exit 255
     if [ -f "$spool/ready/$1" ]; then
-        cp "$spool/ready/$1" "$2" || exit 255
-        exit 0
+        cp "$spool/ready/$1" "$2" && exit 0
+        [ -f "$spool/ready/$1" ] && exit 255
     fi
     [ -f "$spool/absent/$1" ] && exit 1
     [ -f "$spool/error" ] && {{ cat "$spool/error" >&2; exit 255; }}
@@ -232,16 +232,19 @@ class Feeder:
 
     def _answer(self) -> None:
         """Take note of what the server asks for; it asks again until it is answered."""
-        ready = self.spool / "ready"
-        for one in sorted((self.spool / "wanted").iterdir(), key=lambda one: (ready / one.name).exists()):
+        asked = []
+        for one in (self.spool / "wanted").iterdir():
+            asked_at = one.stat().st_mtime_ns
             one.unlink()
+            ready = (self.spool / "ready" / one.name).exists()
             number = self._numbers.get(one.name)
             if number is not None:
-                self._position = number
-                if not (ready / one.name).exists():
-                    break  # this is what the server waits for now; the others have been fetched
-            elif not (ready / one.name).exists():
+                # The server waits for one file at most, the last it asked for; the others have been fetched.
+                asked.append((not ready, asked_at, number))
+            elif not ready:
                 self._put(self.spool / "absent" / one.name, self._proof_of_absence(one.name))
+        if asked:
+            self._position = max(asked)[2]
 
     def _proof_of_absence(self, name: str) -> bytes:
         """Why there is no such file. Raises: LookupError where that is not proved."""

@@ -91,7 +91,8 @@ def ask(command: str, name: str, place: Path) -> tuple[int, bytes]:
     """Run a restore command as the server does; its exit code and what it fetched."""
     destination = place / "server" / "RECOVERYXLOG"
     destination.unlink(missing_ok=True)
-    shown = command.replace("%f", name).replace("%p", "RECOVERYXLOG").replace("%%", "%")
+    meant = {"%f": name, "%p": "RECOVERYXLOG", "%%": "%"}
+    shown = re.sub("%[fp%]", lambda found: meant[found[0]], command)
     done = subprocess.run(
         ["/bin/sh", "-c", shown],
         cwd=place / "server",
@@ -178,5 +179,5 @@ def test_strange_names_stop_the_server(feeder: Feeder, place: Path, name: str) -
 
 
 def test_the_installed_command_quotes_what_needs_it() -> None:
-    command = later_fetch_command(executable="/opt/100% real/cloudsave", source="db", config="/etc/c.toml")
+    command = later_fetch_command(["/opt/100% real/cloudsave", "--config", "/etc/c.toml"], "db")
     assert command == """'/opt/100%% real/cloudsave' --config /etc/c.toml logs fetch db "%f" "%p\""""
