@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import Table
+from tomlkit.items import InlineTable
 
 from cloudsave.config.files import read_file
 from cloudsave.config.load import check_source_name, checked_value, refuse_secret_url
@@ -37,37 +38,43 @@ def add_source(path: Path, name: str, settings: Mapping[str, Value]) -> None:
     for key, value in settings.items():
         checked_value(known[key], value, place="the command line", name=f"sources.{name}.{key}")
     document = _open(path)
-    sources = document.get("sources")
-    if sources is None:
-        sources = tomlkit.table(is_super_table=True)
-        document["sources"] = sources
+    if "sources" not in document:
+        document["sources"] = tomlkit.table(is_super_table=True)
+    sources = document["sources"]
+    if not isinstance(sources, MutableMapping):
+        raise _not_editable(path, "sources is no table.")
     if name in sources:
         raise ConfigurationError(
             f"source {name!r} exists already",
             detail=f'It stands in "{path}".',
             hints=[f"cloudsave source remove {name} --yes, or choose another name"],
         )
-    table = tomlkit.table()
-    for key, value in settings.items():
-        table[key] = value
+    wanted = document.unwrap()
+    wanted["sources"][name] = dict(settings)
+    table = tomlkit.inline_table() if isinstance(sources, InlineTable) else tomlkit.table()
+    table.update(settings)
     sources[name] = table
-    _replace(path, tomlkit.dumps(document))
+    _replace(path, _checked_text(document, wanted, path))
 
 
 def remove_source(path: Path, name: str) -> None:
     """Remove the table of a source. What the repository holds of it stays. Raises: UnknownSource."""
     document = _open(path)
     sources = document.get("sources")
-    if not isinstance(sources, Mapping) or name not in sources:
+    if not isinstance(sources, MutableMapping) or name not in sources:
         raise UnknownSource(
             f"unknown source {name!r}",
             detail=f'There is no table [sources.{name}] in "{path}".',
             hints=["cloudsave source list shows the names and files"],
         )
-    document["sources"].remove(name)
-    if not document["sources"]:
-        document.remove("sources")
-    _replace(path, tomlkit.dumps(document))
+    wanted = document.unwrap()
+    del wanted["sources"][name]
+    if wanted["sources"]:
+        del sources[name]
+    else:
+        del wanted["sources"]
+        del document["sources"]
+    _replace(path, _checked_text(document, wanted, path))
 
 
 def _open(path: Path) -> tomlkit.TOMLDocument:
@@ -76,13 +83,29 @@ def _open(path: Path) -> tomlkit.TOMLDocument:
     if file is None:
         return tomlkit.parse(_NEW_FILE)
     try:
-        document = tomlkit.parse(file.text)
+        return tomlkit.parse(file.text)
     except TOMLKitError as error:
-        raise ConfigurationError(f'cannot edit configuration file "{path}"', detail=f"{error}.") from None
-    sources = document.get("sources")
-    if sources is not None and not isinstance(sources, Table) and not isinstance(sources, Mapping):
-        raise ConfigurationError(f'cannot edit configuration file "{path}"', detail="sources is no table.")
-    return document
+        raise _not_editable(path, f"{error}.") from None
+
+
+def _checked_text(document: tomlkit.TOMLDocument, wanted: Mapping[str, object], path: Path) -> str:
+    """The new text, but only if a parser of another make reads in it what is wanted and nothing else."""
+    text = tomlkit.dumps(document)
+    try:
+        read = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        read = {}
+    if read != wanted:
+        raise _not_editable(path, "It is written in a way that cannot be kept.")
+    return text
+
+
+def _not_editable(path: Path, detail: str) -> ConfigurationError:
+    return ConfigurationError(
+        f'cannot edit configuration file "{path}"',
+        detail=detail,
+        hints=["edit it by hand: each source is a table [sources.NAME] with url = ..."],
+    )
 
 
 def _replace(path: Path, text: str) -> None:
