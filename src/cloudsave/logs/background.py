@@ -33,8 +33,8 @@ def _ignore(_: CaptureStatus) -> None:
 
 class BackgroundCapture:
     """
-    Capture in a thread of its own. Order: start, then await_durable at any time, then stop. As a context it
-    starts on entry and stops on exit.
+    Capture in a thread of its own. Order: start (or begin), then await_durable at any time, then stop. As a
+    context it starts on entry and stops on exit.
     """
 
     def __init__(
@@ -75,13 +75,23 @@ class BackgroundCapture:
 
         Raises: what ended capture, such as CaptureRunning; BackupNotCovered when it takes too long.
         """
-        self._thread.start()
+        self.begin()
         streaming = (CaptureState.STREAMING, CaptureState.BEHIND, CaptureState.HOLE)
         self._await(
             lambda: self._status is not None and self._status.state in streaming,
             timeout_seconds=_START_SECONDS_MAX,
             what="capture of the log did not start",
         )
+
+    def begin(self) -> None:
+        """Start without waiting for anything."""
+        self._thread.start()
+
+    def ended(self, *, wait_seconds: float) -> bool:
+        """Whether capture has ended by itself, within a wait. Raises: what ended it."""
+        self._thread.join(wait_seconds)
+        self._raise_error()
+        return not self._thread.is_alive()
 
     def await_durable(self, position: Position, *, timeout_seconds: float) -> None:
         """Return when all log before `position` is durable. Raises: BackupNotCovered, what ended capture."""

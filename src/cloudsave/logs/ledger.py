@@ -1,5 +1,5 @@
 """
-Where capture goes on, and what can be recovered: decisions over the ledger of durable log. Pure.
+Where capture goes on: decisions over the ledger of durable log. Pure.
 
 A branch's log begins at the begin of the log file that holds its switch point: the server's first file of a
 new branch repeats the parent's log up to there, so that each branch's files are complete in themselves.
@@ -8,7 +8,7 @@ new branch repeats the parent's log up to there, so that each branch's files are
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloudsave.errors import EngineUnavailable, LogConflict
@@ -16,7 +16,6 @@ from cloudsave.model.history import Ancestry
 from cloudsave.model.ledger import Ledger, Stretch
 from cloudsave.model.log import LogHole
 from cloudsave.model.position import Position
-from cloudsave.model.ranges import BackupSpan, RecoverableRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,67 +119,6 @@ def unrecorded_gaps(ledger: Ledger, holes: Sequence[LogHole], branch: str) -> li
         if cursor < gap_last:
             gaps.append((cursor, gap_last))
     return gaps
-
-
-def recoverable_ranges(
-    spans: Sequence[BackupSpan], ledger: Ledger, ancestry: Ancestry
-) -> list[RecoverableRange]:
-    """
-    To which positions a restore is possible from what is stored, per branch: from a backup's consistent end
-    to the first byte of log that is missing. Ranges of one branch that touch are one; those that end on an
-    ancestor are listed there.
-    """
-    branches = sorted({*ledger.branches(), *(span.stop.branch for span in spans)})
-    found: list[RecoverableRange] = []
-    for branch in branches:
-        path = ancestry.lineage_of(branch)
-        reached: list[RecoverableRange] = []
-        for span in sorted(spans, key=lambda one: one.stop.offset):
-            if not (_on_path(span.start, path) and _on_path(span.stop, path)):
-                continue
-            cover = ledger.cover(path, span.start.offset, None)
-            if cover.branch != branch or cover.end < span.stop.offset:
-                continue
-            last_commit_us = max(
-                (max(e.segment.commit_first_us, e.segment.commit_last_us) for e in cover.extents), default=0
-            )
-            reached.append(
-                RecoverableRange(
-                    branch=branch,
-                    begin=span.stop,
-                    begin_us=span.finished_us,
-                    end=Position(cover.branch, cover.end),
-                    end_us=max(last_commit_us, span.finished_us),
-                    backups=(span.backup_id,),
-                )
-            )
-        found.extend(_merged(reached))
-    return found
-
-
-def _merged(ranges: Iterable[RecoverableRange]) -> list[RecoverableRange]:
-    """Ranges in order of their begin; those with the same end are one with several backups."""
-    merged: list[RecoverableRange] = []
-    for one in ranges:
-        if merged and merged[-1].end == one.end:
-            last = merged[-1]
-            merged[-1] = RecoverableRange(
-                branch=last.branch,
-                begin=last.begin,
-                begin_us=last.begin_us,
-                end=last.end,
-                end_us=max(last.end_us, one.end_us),
-                backups=(*last.backups, *one.backups),
-            )
-        else:
-            merged.append(one)
-    return merged
-
-
-def _on_path(position: Position, path: Sequence[Stretch]) -> bool:
-    return any(
-        branch == position.branch and (end is None or position.offset <= end) for branch, _, end in path
-    )
 
 
 def _holes_of(holes: Sequence[LogHole], branch: str) -> list[LogHole]:

@@ -101,8 +101,12 @@ def merged_index(indexes: Sequence[LogIndex]) -> LogIndex:
 
 
 def window_bytes(log_file_bytes: int, options: CaptureOptions) -> int:
-    """Objects end at multiples of this, so that none crosses the end of a log file."""
-    return min(log_file_bytes, options.object_bytes_max)
+    """
+    Objects end at multiples of this: a power of two, so that none crosses the end of a log file, whose size
+    is one too.
+    """
+    limit = min(log_file_bytes, options.object_bytes_max)
+    return 1 << (limit.bit_length() - 1)
 
 
 class LogWriter:

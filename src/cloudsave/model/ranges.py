@@ -8,23 +8,11 @@ from cloudsave.model.position import Position
 
 
 @dataclass(frozen=True, slots=True)
-class BackupSpan:
-    """Of a base backup, what decides which log it needs."""
-
-    backup_id: str
-    start: Position
-    """Replay begins here."""
-    stop: Position
-    """The backup is consistent from here on."""
-    finished_us: int
-
-
-@dataclass(frozen=True, slots=True)
 class RecoverableRange:
     """
     Positions [begin, end) to which a restore is possible, of the history that ends on `branch` (`begin` may
-    lie on an ancestor). The instants are of the source's clock: the end of the oldest backup, and the last
-    commit that is known by then.
+    lie on an ancestor). The instants are of the source's clock: the earliest time that a restore can stand
+    for, and the last one up to which all commits are known to be there.
     """
 
     branch: str

@@ -82,7 +82,8 @@ def write_log(cluster: Cluster, megabytes: int) -> None:
 
 def complete_files(cluster: Cluster, timeline: int) -> list[str]:
     """Names of the log files of a timeline that the server has written to the end."""
-    current = cluster.psql("SELECT pg_walfile_name(pg_current_wal_flush_lsn())")
+    end = parse_lsn(cluster.psql("SELECT pg_current_wal_flush_lsn()"))
+    current = DIALECT.log_file_name(f"{timeline:08X}", end, log_file_bytes=FILE)
     names = sorted(path.name for path in (cluster.data / "pg_wal").iterdir())
     return [
         name

@@ -12,7 +12,6 @@ from cloudsave.logs.ledger import (
     check_server_reaches,
     first_missing,
     next_step,
-    recoverable_ranges,
     unrecorded_gaps,
     younger_branches,
 )
@@ -20,7 +19,6 @@ from cloudsave.model.history import Ancestry, BranchPoint
 from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogHole, LogSegment
 from cloudsave.model.position import Position
-from cloudsave.model.ranges import BackupSpan
 
 FILE = 16
 PIECES = st.lists(st.tuples(st.integers(0, 90), st.integers(1, 20)), max_size=10)
@@ -138,27 +136,3 @@ def test_descendants_are_younger() -> None:
     )
     assert younger_branches(ancestry, "1") == ("2", "3")
     assert younger_branches(ancestry, "3") == ()
-
-
-def span(name: str, branch: str, start: int, stop: int) -> BackupSpan:
-    return BackupSpan(name, Position(branch, start), Position(branch, stop), finished_us=stop)
-
-
-def test_ranges_run_from_a_backups_end_to_the_first_missing_byte() -> None:
-    ledger = Ledger(segments("1", [(0, 50), (60, 40)]))
-    spans = [span("a", "1", 5, 10), span("b", "1", 20, 25), span("c", "1", 45, 55), span("d", "1", 61, 70)]
-    found = recoverable_ranges(spans, ledger, Ancestry())
-    assert [(one.begin.offset, one.end.offset, one.backups) for one in found] == [
-        (10, 50, ("a", "b")),
-        (70, 100, ("d",)),
-    ]
-
-
-def test_a_range_crosses_to_the_child_and_not_without_its_log() -> None:
-    ancestry = Ancestry({"2": (BranchPoint("1", 40),)})
-    ledger = Ledger([*segments("1", [(0, 45)]), *segments("2", [(32, 60)])])
-    found = recoverable_ranges([span("a", "1", 5, 10)], ledger, ancestry)
-    assert [(one.branch, one.end) for one in found] == [("1", Position("1", 45)), ("2", Position("2", 92))]
-    broken = Ledger([*segments("1", [(0, 30)]), *segments("2", [(32, 60)])])
-    found = recoverable_ranges([span("a", "1", 5, 10)], broken, ancestry)
-    assert [(one.branch, one.end) for one in found] == [("1", Position("1", 30))]

@@ -1,0 +1,289 @@
+"""`cloudsave logs`: capture of the log, its ledger, and the two ends of the engine's own archiving."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cloudsave import assembly
+from cloudsave.cli import render
+from cloudsave.cli.formats import format_duration, format_size
+from cloudsave.cli.frame import Command, CommandContext, Group, source_argument, with_context
+from cloudsave.cli.invocation import invocation_of
+from cloudsave.cli.output import Column
+from cloudsave.clock import Clock
+from cloudsave.engines.registry import dialect
+from cloudsave.errors import ExitCode, LogNotInArchive, UsageError
+from cloudsave.logs.archive import fetch as fetch_file
+from cloudsave.logs.archive import push as push_file
+from cloudsave.logs.background import BackgroundCapture
+from cloudsave.logs.ledger import unrecorded_gaps
+from cloudsave.logs.status import CaptureOptions, CaptureStatus
+from cloudsave.model.ledger import Ledger
+from cloudsave.model.log import instant_from_us
+from cloudsave.model.position import Position
+from cloudsave.repository.lineage import Lineage
+
+WATCH_SECONDS = 0.5
+"""How often the main thread, which receives the signals, looks after capture."""
+REPORT_SECONDS = 60.0
+"""How often capture says how it is when nothing has changed."""
+FETCH_TROUBLE = 255
+"""
+Exit code of `logs fetch` for all trouble: the server takes codes up to 125 for "there is no such file", that
+is for the end of the log, and would open a truncated database without a word; above, it stops.
+"""
+
+
+@click.group("logs", cls=Group)
+def logs() -> None:
+    """The log of a source: its capture, what is durable of it, archive hooks."""
+
+
+@logs.command("capture", cls=Command, exit_codes=(ExitCode.INTEGRITY, ExitCode.BUSY))
+@source_argument
+@with_context
+def capture(context: CommandContext, name: str) -> None:
+    """
+    Capture the log of source NAME until stopped by Ctrl-C or SIGTERM, which store what is at hand first.
+
+    The source keeps a replication slot that holds exactly what is not durable yet. Interruptions of the
+    server or the store are waited out. With exit code 5 a person must decide, for example because another
+    server answered; with 6 a capture of this source runs already.
+    """
+    config, clock = context.config, context.clock
+    source = context.source(name)
+    engine = assembly.engine(source)
+    repository = assembly.open_repository(config, context.secrets(), clock=clock)
+    lineage = assembly.lineage_for(repository, engine.identify(), source=name)
+    options = CaptureOptions(
+        object_age_seconds=source.rpo_seconds, object_bytes_max=config.log_object_bytes_max
+    )
+    running = BackgroundCapture(
+        engine.log_source(slot=source.slot, temporary=False),
+        lineage,
+        engine.dialect,
+        options,
+        clock=clock,
+        observer=_Reporter(context, name, clock),
+    )
+    running.begin()
+    try:
+        while not running.ended(wait_seconds=WATCH_SECONDS):
+            pass
+    except KeyboardInterrupt:
+        context.output.note("stopping: what has been received is being stored")
+    finally:
+        running.leave()
+    running.stop()
+
+
+class _Reporter:
+    """Says on stdout what has changed; called by the capturing thread."""
+
+    def __init__(self, context: CommandContext, name: str, clock: Clock) -> None:
+        self._output = context.output
+        self._name = name
+        self._clock = clock
+        self._said: tuple[object, ...] = ()
+        self._said_at = 0.0
+
+    def __call__(self, status: CaptureStatus) -> None:
+        now = self._clock.monotonic()
+        worth = (status.state, status.branch, status.alarm, status.rpo_breached, status.last_error)
+        if worth == self._said and now - self._said_at < REPORT_SECONDS:
+            return
+        alarm = status.alarm if self._said and self._said[2] != status.alarm else ""
+        self._said, self._said_at = worth, now
+        self._output.emit(
+            {"source": self._name, "at": self._clock.now(), **asdict(status)},
+            lambda: self._print(status, alarm),
+        )
+
+    def _print(self, status: CaptureStatus, alarm: str) -> None:
+        parts = [f"{self._name}: {status.state}"]
+        if status.branch:
+            parts.append(f"branch {status.branch}, durable up to {status.durable:#x}")
+            parts.append(
+                f"{format_size(status.bytes_behind)}, {format_duration(status.seconds_behind)} behind"
+            )
+        if status.rpo_breached:
+            parts.append("RECOVERY POINT OBJECTIVE MISSED")
+        if status.last_error:
+            parts.append(f"last trouble: {status.last_error}")
+        self._output.line("; ".join(parts))
+        if alarm:
+            self._output.line(f"ALARM: {alarm}")
+
+
+@logs.command("status", cls=Command, exit_codes=(ExitCode.FINDINGS,))
+@source_argument
+@with_context
+def status(context: CommandContext, name: str) -> ExitCode:
+    """
+    Show which log of source NAME is durable, per branch, and the holes. Needs the repository only.
+
+    With exit code 3 there are holes, or log is missing that no record explains.
+    """
+    repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
+    lineage = assembly.lineage_of(repository, name)
+    segments, holes = lineage.logs(), lineage.holes()
+    ledger = Ledger(segments)
+    formats = dialect(lineage.id.partition("-")[0])
+
+    def text(branch: str, offset: int) -> str:
+        return formats.format_position(Position(branch, offset))
+
+    ranges = []
+    for branch in ledger.branches():
+        for first, last in ledger.ranges(branch):
+            inside = [s for s in segments if s.branch == branch and first <= s.first < last]
+            newest_us = max(max(s.commit_first_us, s.commit_last_us) for s in inside)
+            ranges.append(
+                {
+                    "branch": branch,
+                    "begin": text(branch, first),
+                    "end": text(branch, last),
+                    "bytes": last - first,
+                    "objects": len(inside),
+                    "stored_bytes": sum(s.size_bytes for s in inside),
+                    "last_commit": instant_from_us(newest_us) if newest_us else None,
+                }
+            )
+    lost = [
+        {
+            "branch": h.branch,
+            "begin": text(h.branch, h.first),
+            "end": text(h.branch, h.last),
+            "cause": h.cause,
+        }
+        for h in holes
+    ]
+    lost += [
+        {"branch": branch, "begin": text(branch, first), "end": text(branch, last), "cause": "not recorded"}
+        for branch in ledger.branches()
+        for first, last in unrecorded_gaps(ledger, holes, branch)
+    ]
+    _show_status(context, lineage, ranges, lost)
+    return ExitCode.FINDINGS if lost else ExitCode.DONE
+
+
+def _show_status(
+    context: CommandContext, lineage: Lineage, ranges: list[dict[str, Any]], lost: list[dict[str, str]]
+) -> None:
+    output = context.output
+
+    def human() -> None:
+        if not ranges:
+            output.line("no log is stored")
+        else:
+            sizes = [Column("LOG", right=True), Column("STORED", right=True)]
+            rows = [
+                [
+                    one["branch"],
+                    one["begin"],
+                    one["end"],
+                    format_size(one["bytes"]),
+                    format_size(one["stored_bytes"]),
+                    output.instant(one["last_commit"]),
+                ]
+                for one in ranges
+            ]
+            output.table(["BRANCH", "BEGIN", "END", *sizes, "LAST COMMIT"], rows)
+        for one in lost:
+            output.line(f"HOLE on branch {one['branch']} from {one['begin']} to {one['end']}: {one['cause']}")
+
+    output.emit({"lineage": lineage.id, "ranges": ranges, "holes": lost}, human)
+
+
+@logs.command("push", cls=Command, exit_codes=(ExitCode.INTEGRITY,))
+@source_argument
+@click.argument("path", type=click.Path(path_type=Path))
+@with_context
+def push(context: CommandContext, name: str, path: Path) -> None:
+    """
+    Store the archive file PATH; for archive_command: 'cloudsave logs push NAME "%p"'.
+
+    Ends with 0 only when the file is durable in the repository, or was already with the same content.
+    """
+    repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
+    lineage = assembly.lineage_of(repository, name)
+    said = push_file(lineage, dialect(lineage.id.partition("-")[0]), path)
+    context.output.emit({"file": path.name, "result": said}, lambda: context.output.line(said))
+
+
+class FetchCommand(Command):
+    """
+    Ends with 1 for a file that is proved not to be in the archive, and with FETCH_TROUBLE for everything else
+    that goes wrong, wrong arguments and our own bugs included.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As for any command."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.exceptions.Exit:
+            raise
+        except BaseException as error:
+            raise _fetch_trouble(error, args) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As for any command."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, LogNotInArchive):
+            raise
+        except BaseException as error:
+            wanted = ["--json"] if invocation_of(ctx).json_wanted else []
+            raise _fetch_trouble(error, wanted) from error
+
+
+def _fetch_trouble(error: BaseException, arguments: Sequence[str]) -> click.exceptions.Exit:
+    known = render.as_cloudsave_error(error)
+    text = render.error_json(known) if "--json" in arguments else render.error_text(known)
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    return click.exceptions.Exit(FETCH_TROUBLE)
+
+
+@logs.command("fetch", cls=FetchCommand)
+@source_argument
+@click.argument("file")
+@click.argument("destination", type=click.Path(path_type=Path))
+@with_context
+def fetch(context: CommandContext, name: str, file: str, destination: Path) -> None:
+    """
+    Write the archive file FILE to DESTINATION; for restore_command: 'cloudsave logs fetch NAME "%f" "%p"'.
+
+    Ends with 1 only where the file is proved to lie beyond the end of the archive, and with 255, on which
+    the server stops, for a hole in the log, a store that cannot be reached and every other trouble.
+    """
+    repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
+    lineage = assembly.lineage_of(repository, name)
+    fetch_file(
+        lineage,
+        dialect(lineage.id.partition("-")[0]),
+        file,
+        destination,
+        log_file_bytes=_log_file_bytes(lineage),
+    )
+
+
+def _log_file_bytes(lineage: Lineage) -> int:
+    """The size of the source's log files, which every manifest tells."""
+    backups = lineage.backup_ids()
+    if not backups:
+        raise UsageError(
+            "cannot tell the size of the source's log files",
+            detail=f"Lineage {lineage.id!r} has no backup, and log without one restores nothing.",
+        )
+    return lineage.manifest(backups[-1]).log_file_bytes

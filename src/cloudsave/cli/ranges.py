@@ -1,0 +1,98 @@
+"""`cloudsave ranges`: to which states a restore is possible."""
+
+from __future__ import annotations
+
+import itertools
+
+import click
+
+from cloudsave import assembly
+from cloudsave.cli.frame import Command, CommandContext, source_argument, with_context
+from cloudsave.engines.registry import dialect
+from cloudsave.errors import ExitCode, TargetUnreachable
+from cloudsave.model.log import instant_from_us
+from cloudsave.model.position import Position
+from cloudsave.model.ranges import RecoverableRange
+from cloudsave.model.target import Target, TargetKind
+from cloudsave.recovery.history import History, IndexReader, read_history
+from cloudsave.recovery.reach import Reach
+
+
+@click.command("ranges", cls=Command, exit_codes=(ExitCode.FINDINGS,))
+@source_argument
+@with_context
+def ranges(context: CommandContext, name: str) -> ExitCode:
+    """
+    Show the spans of positions and times to which source NAME can be restored, and the holes between.
+
+    They are the planner's own: each state inside is accepted by `cloudsave restore`, each outside refused.
+    With exit code 3 log is missing between backups.
+    """
+    repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
+    lineage = assembly.lineage_of(repository, name)
+    formats = dialect(lineage.id.partition("-")[0])
+    history = read_history(lineage, formats)
+    indexes = IndexReader(lineage, formats, log_file_bytes=history.backups[-1].log_file_bytes)
+    found, refused = _all_ranges(history, indexes)
+    output = context.output
+
+    def human() -> None:
+        columns = ["BRANCH", "FROM", "TO", "FROM POSITION", "TO POSITION", "BACKUPS"]
+        rows = [
+            [
+                one.branch,
+                output.instant(instant_from_us(one.begin_us)),
+                output.instant(instant_from_us(one.end_us)),
+                history.position_text(one.begin),
+                history.position_text(one.end),
+                str(len(one.backups)),
+            ]
+            for one in found
+        ]
+        if rows:
+            output.table(columns, rows)
+        else:
+            output.line("nothing can be restored")
+        for hole in history.holes:
+            first, last = (Position(hole.branch, offset) for offset in (hole.first, hole.last))
+            span = f"{history.position_text(first)} to {history.position_text(last)}"
+            output.line(f"HOLE on branch {hole.branch} from {span}: {hole.cause}")
+        for text in refused:
+            output.line(f"note: {text}")
+
+    output.emit(
+        {
+            "ranges": [_facts(history, one) for one in found],
+            "holes": list(history.holes),
+            "notes": refused,
+        },
+        human,
+    )
+    broken = any(earlier.branch == later.branch for earlier, later in itertools.pairwise(found))
+    return ExitCode.FINDINGS if broken or history.holes or not found else ExitCode.DONE
+
+
+def _all_ranges(history: History, indexes: IndexReader) -> tuple[list[RecoverableRange], list[str]]:
+    """The ranges of all branches, and why some branches have none."""
+    branches = {segment.branch for segment in history.segments} | {one.stop.branch for one in history.backups}
+    found: list[RecoverableRange] = []
+    refused = []
+    for branch in sorted(branches):
+        try:
+            target = Target(TargetKind.LATEST, branch=branch)
+            found.extend(Reach(target, history, indexes).ranges())
+        except TargetUnreachable as why:
+            refused.append(f"branch {branch}: {why.message}")
+    return found, refused
+
+
+def _facts(history: History, one: RecoverableRange) -> dict[str, object]:
+    return {
+        "branch": one.branch,
+        "begin": instant_from_us(one.begin_us),
+        "end": instant_from_us(one.end_us),
+        "begin_branch": one.begin.branch,
+        "begin_position": history.position_text(one.begin),
+        "end_position": history.position_text(one.end),
+        "backups": list(one.backups),
+    }
