@@ -53,7 +53,7 @@ class Command(click.Command):
         """The command's own parameters and the hidden global ones."""
         return [*super().get_params(ctx), *_hidden_options()]
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Global options by name, and exit codes."""
         write_epilog(formatter, self.exit_codes, flags=GLOBAL_FLAGS)
 
@@ -67,7 +67,7 @@ class Group(click.Group):
         """As for a command."""
         return [*super().get_params(ctx), *_hidden_options()]
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """As for a command."""
         write_epilog(formatter, (), flags=GLOBAL_FLAGS)
 

@@ -238,15 +238,25 @@ def test_a_bad_variable_is_named(tmp_path: Path, variable: str, value: str) -> N
         _load(tmp_path, **{variable: value})
 
 
-def test_a_misspelt_variable_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("cloudsave"), "propagate", True)
-    caplog.set_level(logging.WARNING, logger="cloudsave")
-    _load(tmp_path, CLOUDSAVE_WORKER="3", CLOUDSAVE_SERVICE_HOST="10.0.0.1")
-    assert [record.getMessage() for record in caplog.records] == [
-        "unknown environment variable CLOUDSAVE_WORKER: did you mean CLOUDSAVE_WORKERS?"
-    ]
+class Kept(logging.Handler):
+    """Keeps what was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def test_a_misspelt_variable_is_warned_of(tmp_path: Path) -> None:
+    kept, logger = Kept(), logging.getLogger("cloudsave.config.load")
+    logger.addHandler(kept)
+    try:
+        _load(tmp_path, CLOUDSAVE_WORKER="3", CLOUDSAVE_SERVICE_HOST="10.0.0.1")
+    finally:
+        logger.removeHandler(kept)
+    assert kept.messages == ["unknown environment variable CLOUDSAVE_WORKER: did you mean CLOUDSAVE_WORKERS?"]
 
 
 @pytest.mark.parametrize(
