@@ -17,7 +17,7 @@ from cloudsave.cli.formats import format_duration, format_size
 from cloudsave.cli.frame import Command, CommandContext, Group, source_argument, with_context
 from cloudsave.cli.invocation import invocation_of
 from cloudsave.cli.output import Column
-from cloudsave.clock import Clock
+from cloudsave.engines.api import Dialect
 from cloudsave.engines.registry import dialect
 from cloudsave.errors import ExitCode, LogNotInArchive, UsageError
 from cloudsave.logs.archive import fetch as fetch_file
@@ -71,7 +71,7 @@ def capture(context: CommandContext, name: str) -> None:
         engine.dialect,
         options,
         clock=clock,
-        observer=_Reporter(context, name, clock),
+        observer=_Reporter(context, name, engine.dialect),
     )
     running.begin()
     try:
@@ -87,10 +87,11 @@ def capture(context: CommandContext, name: str) -> None:
 class _Reporter:
     """Says on stdout what has changed; called by the capturing thread."""
 
-    def __init__(self, context: CommandContext, name: str, clock: Clock) -> None:
+    def __init__(self, context: CommandContext, name: str, formats: Dialect) -> None:
         self._output = context.output
         self._name = name
-        self._clock = clock
+        self._clock = context.clock
+        self._formats = formats
         self._said: tuple[object, ...] = ()
         self._said_at = 0.0
 
@@ -109,7 +110,8 @@ class _Reporter:
     def _print(self, status: CaptureStatus, alarm: str) -> None:
         parts = [f"{self._name}: {status.state}"]
         if status.branch:
-            parts.append(f"branch {status.branch}, durable up to {status.durable:#x}")
+            durable = self._formats.format_position(Position(status.branch, status.durable))
+            parts.append(f"branch {status.branch}, durable up to {durable}")
             parts.append(
                 f"{format_size(status.bytes_behind)}, {format_duration(status.seconds_behind)} behind"
             )

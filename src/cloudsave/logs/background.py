@@ -53,6 +53,9 @@ class BackgroundCapture:
         self._stop = threading.Event()
         self._status: CaptureStatus | None = None
         self._error: BaseException | None = None
+        # Not `Thread.join`: interrupted by a signal, it takes a running thread for ended (CPython 3.11).
+        self._done = threading.Event()
+        self._done.set()
         self._run: Callable[[], None] = lambda: run_capture(
             source, lineage, dialect, options, stop=self._stop, clock=clock, observer=self._observe
         )
@@ -85,13 +88,14 @@ class BackgroundCapture:
 
     def begin(self) -> None:
         """Start without waiting for anything."""
+        self._done.clear()
         self._thread.start()
 
     def ended(self, *, wait_seconds: float) -> bool:
         """Whether capture has ended by itself, within a wait. Raises: what ended it."""
-        self._thread.join(wait_seconds)
+        done = self._done.wait(wait_seconds)
         self._raise_error()
-        return not self._thread.is_alive()
+        return done
 
     def await_durable(self, position: Position, *, timeout_seconds: float) -> None:
         """Return when all log before `position` is durable. Raises: BackupNotCovered, what ended capture."""
@@ -109,8 +113,7 @@ class BackgroundCapture:
     def leave(self) -> None:
         """Store what is at hand and end. Never raises."""
         self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._done.wait()
 
     def _reached(self, position: Position) -> bool:
         status = self._status
@@ -141,6 +144,8 @@ class BackgroundCapture:
             self._run()
         except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
             self._error = error
+        finally:
+            self._done.set()
 
     def _raise_error(self) -> None:
         if self._error is not None:
