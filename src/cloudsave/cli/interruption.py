@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ def signals_interrupt(clock: Clock) -> Iterator[None]:
 
     One that is ignored, as `nohup` arranges, stays ignored. A signal that comes later than REPEAT_SECONDS
     interrupts again, for clean-up that hangs.
+
+    After an interruption the process is about to end: the handlers stay until the interpreter has waited for
+    its threads, and then the signals are ignored, so that no echo turns the exit code into a death by signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,5 +46,13 @@ def signals_interrupt(clock: Clock) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, before[number] or signal.SIG_DFL)
+        if last is None:
+            for number in taken:
+                signal.signal(number, before[number] or signal.SIG_DFL)
+        else:
+            atexit.register(_ignore_signals)
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

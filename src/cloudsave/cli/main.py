@@ -92,22 +92,24 @@ def run(arguments: Sequence[str], *, clock: Clock = SYSTEM_CLOCK) -> int:
     instruction = os.environ.get(COMPLETION_VARIABLE)
     if instruction:
         return shell_complete(cli, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
-    invocation = Invocation(clock=clock)
+    with signals_interrupt(clock):
+        return _run_and_report(arguments, Invocation(clock=clock))
+
+
+def _run_and_report(arguments: Sequence[str], invocation: Invocation) -> int:
     try:
-        with signals_interrupt(clock):
-            status = _invoke(arguments, invocation)
-            sys.stdout.flush()
-            return status
-    except BaseException as error:
+        status = _invoke(arguments, invocation)
+        sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - see below
         # The one place that turns whatever happened into an exit code.
-        if isinstance(error, SystemExit):
-            raise
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             _discard_stdout()
             return ExitCode.FAILED
         status = _report(error, arguments, invocation)
         _flush_or_discard()
-        return status
+    return status
 
 
 def _invoke(arguments: Sequence[str], invocation: Invocation) -> int:
