@@ -283,6 +283,7 @@ class PostgresTarget:
             user=role,
             dbname=database,
             connect_timeout=CONNECT_SECONDS_MAX,
+            client_encoding="UTF8",
             application_name="cloudsave restore",
             autocommit=True,
         )
