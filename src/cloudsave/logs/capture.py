@@ -317,11 +317,11 @@ class Capture:
     def _record_hole(self, head: LogHead, step: Step, error: LogRemoved) -> None:
         """The server removed log from the step's frontier on: record what is lost, and say so."""
         size = head.identity.log_file_bytes
-        limit = step.end
-        if limit is None:
-            held = head.slot_offset if head.slot_offset is not None else head.current.offset
-            limit = file_begin(held, size)
         first = step.frontier
+        held = head.slot_offset if head.slot_offset is not None else head.current.offset
+        limit = file_begin(held if step.end is None else step.end, size)
+        if step.end is not None and limit <= first:
+            limit = step.end
         last = self._oldest_available(step.branch, first, limit, size) if self._options.salvage else limit
         if last <= first:
             raise EngineUnavailable(
