@@ -240,14 +240,14 @@ def _show_files(context: CommandContext, plan: RecoveryPlan, files: RestoredFile
 
 
 def _show_server(context: CommandContext, plan: RecoveryPlan, files: RestoredFiles, up: BroughtUp) -> None:
-    last_us = up.at_target.last_commit_us
-    last = instant_from_us(last_us) if last_us is not None else None
+    # The server has proved its position; it does not count a commit that it was to stop after.
+    last = instant_from_us(plan.last_commit.instant_us) if plan.last_commit else None
     state = up.opened or up.at_target
     facts = {
         **_facts(plan, files),
         "started": True,
         "open": up.opened is not None,
-        "last_transaction": last,
+        "last_commit": last,
         "replayed_offset": up.at_target.replayed_offset,
         "branch": state.branch,
         "connection_url": up.connection_url,
@@ -256,7 +256,7 @@ def _show_server(context: CommandContext, plan: RecoveryPlan, files: RestoredFil
     def human() -> None:
         opened = "open for writing" if up.opened else "read-only"
         context.output.line(f"restored into {files.directory}; the server runs, {opened}")
-        context.output.line(f"asked, it says: last transaction {context.output.instant(last)}")
+        context.output.line(f"asked, it is where the plan ends; last commit {context.output.instant(last)}")
         context.output.line(f"connect with: psql '{up.connection_url}'")
 
     context.output.emit(facts, human)

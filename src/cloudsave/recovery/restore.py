@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import pwd
 import shutil
@@ -21,8 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-
-from blake3 import blake3
 
 from cloudsave.errors import NotEnoughSpace, RecoveryError, TargetDirectoryInUse, UsageError
 from cloudsave.model.item import ItemKind
@@ -146,7 +145,7 @@ def finish_restore(directory: Path) -> None:
 def files_digest(manifest: Manifest, layout: Layout) -> str:
     """What decides the content of the restored files."""
     places = sorted(f"{oid}={place}" for oid, place in layout.tablespaces.items())
-    return blake3("\0".join([manifest.lineage, manifest.backup_id, *places]).encode()).hexdigest()
+    return hashlib.sha256("\0".join([manifest.lineage, manifest.backup_id, *places]).encode()).hexdigest()
 
 
 def choose_owner(wanted: str | None, directory: Path) -> Owner | None:

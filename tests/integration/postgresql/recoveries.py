@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cloudsave.recovery.history import IndexReader, read_history
 from cloudsave.recovery.plan import RecoveryPlan, plan_recovery
 from cloudsave.recovery.restore import RestoreRequest, restore_files
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.reader import BackupReader
 from cloudsave.repository.repository import Repository
 from cloudsave.store.memory import MemoryStore
 from cloudsave.telemetry import NoProgress
@@ -43,12 +44,21 @@ class Protected:
     """A server under capture, its repository in memory."""
 
     cluster: Cluster
-    store: MemoryStore = field(default_factory=MemoryStore)
+    store: MemoryStore
+    engine: PostgresEngine
+    lineage: Lineage
 
-    def __post_init__(self) -> None:
-        created = Repository.create(self.store, passphrase=None, clock=SYSTEM_CLOCK)
-        self.engine = PostgresEngine(self.cluster.url)
-        self.lineage: Lineage = created.repository.lineage(self.engine.identify().lineage)
+    @classmethod
+    def begin(cls, cluster: Cluster) -> Protected:
+        """A server and an empty repository."""
+        store = MemoryStore()
+        created = Repository.create(store, passphrase=None, clock=SYSTEM_CLOCK)
+        engine = PostgresEngine(cluster.url)
+        return cls(cluster, store, engine, created.repository.lineage(engine.identify().lineage))
+
+    def succeeded_by(self, cluster: Cluster) -> Protected:
+        """The same repository, the server that took over."""
+        return Protected(cluster, self.store, PostgresEngine(cluster.url), self.lineage)
 
     @contextmanager
     def captured(self) -> Iterator[BackgroundCapture]:
@@ -87,17 +97,15 @@ class Protected:
     def restore_files(self, plan: RecoveryPlan, *, tablespaces: Mapping[str, str] | None = None) -> Path:
         """The files of a plan in a new directory."""
         directory = self.cluster.factory.folder() / f"restored-{next(_NUMBERS)}"
-        reader = self.lineage_reader(plan)
+        reader = self.reader(plan)
         request = RestoreRequest(
             directory, tablespaces=tablespaces or {}, recovery_digest=recovery_digest(plan)
         )
         restore_files(reader, request)
         return directory
 
-    def lineage_reader(self, plan: RecoveryPlan) -> Any:
+    def reader(self, plan: RecoveryPlan) -> BackupReader:
         """A reader of the plan's backup."""
-        from cloudsave.repository.reader import BackupReader
-
         return BackupReader(self.lineage, self.lineage.manifest(plan.backup.backup_id))
 
 
