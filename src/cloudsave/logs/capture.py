@@ -105,7 +105,18 @@ class Capture:
         self._reported_at = 0.0
         self._meter = LagMeter(self._started_at)
         self._lock = threading.Lock()
-        self._status = CaptureStatus(CaptureState.CONNECTING, "", 0, 0, 0, 0.0, False, 0, 0, 0)  # noqa: FBT003
+        self._status = CaptureStatus(
+            CaptureState.CONNECTING,
+            branch="",
+            received=0,
+            durable=0,
+            server_end=0,
+            seconds_behind=0.0,
+            rpo_breached=False,
+            objects=0,
+            bytes_stored=0,
+            holes=0,
+        )
 
     def run(self, stop: threading.Event) -> None:
         """See `run_capture`."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
+from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.errors import CloudsaveError, IntegrityError, ObjectExists, ObjectMissing, StoreError
 from cloudsave.store.api import NAME_BYTES_MAX, Buffer, ObjectInfo, ObjectStore, StoreCapabilities
 
@@ -308,7 +309,7 @@ def check_modification_time(store: ObjectStore, prefix: str) -> None:
     _put(store, prefix + "a", b"x")
     modified = next(iter(store.list(prefix))).modified_utc
     _require(modified.tzinfo is not None, "a listed instant has no zone")
-    skew = abs(modified - datetime.now(UTC))
+    skew = abs(modified - SYSTEM_CLOCK.now())
     _require(skew < CLOCK_SKEW_MAX, f"the store's clock is {skew} away from this machine's")
 
 

@@ -201,7 +201,7 @@ def test_signals_cancel_and_unwind(command: list[str], number: signal.Signals, t
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    _wait_for(process, b"waiting")
+    _wait_for(process, b"waiting\n")
     process.send_signal(number)
     # Echoes as of a terminal and a supervisor, until the process is gone: none may change how it ends.
     while twice and process.poll() is None:
@@ -222,7 +222,7 @@ def test_an_ignored_hang_up_stays_ignored(command: list[str]) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    _wait_for(process, b"waiting")
+    _wait_for(process, b"waiting\n")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=SECONDS_MAX)

@@ -176,7 +176,7 @@ def small_file_system(tmp_path: Path) -> Iterator[Path]:
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount_point)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode != 0:
-        pytest.skip(f"a small file system needs the right to mount: {mounted.stderr.strip()}")
+        pytest.fail(f"a small file system needs the right to mount; run as root: {mounted.stderr.strip()}")
     try:
         yield mount_point
     finally:

@@ -17,6 +17,7 @@ from cloudsave.engines.postgresql.connection import connect
 from cloudsave.model.log import us_from_instant
 
 TABLE = "public.witness"
+INSERT = "insert into public.witness values (%s, %s)"
 PAUSE_SECONDS = 0.002
 
 
@@ -93,7 +94,7 @@ class Witness:
                 while not self._stop.is_set():
                     row += 1
                     sent = us_from_instant(self.clock.now())
-                    connection.execute(f"insert into {TABLE} values (%s, %s)", (row, f"row {row}"))  # noqa: S608
+                    connection.execute(INSERT, (row, f"row {row}"))
                     self.testimonies.append(Testimony(row, sent, us_from_instant(self.clock.now())))
                     self.clock.sleep(PAUSE_SECONDS)
         except psycopg.Error as error:
