@@ -12,10 +12,10 @@ from cloudsave.kernels.native import NativeKernels, native
 Buffer = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
 _POLYNOMIAL = 0x82F63B78
-_LANE_BYTES = 128
-_LANES_MIN = 32
+_LANE_BYTES = 32
+_LANES_MIN = 96
 """Below so many lanes the plain loop is faster."""
-_BLOCK_LANES = 1 << 13
+_BLOCK_LANES = 1 << 15
 """Lanes taken at once: 1 MiB of data."""
 
 _Words = npt.NDArray[np.uint32]

@@ -33,7 +33,9 @@
 #define CS_EXPORT __attribute__((visibility("default")))
 #define CS_INLINE static inline __attribute__((always_inline))
 
+#ifndef CS_ABI
 #define CS_ABI 1
+#endif
 
 /* Raised with every change of a signature or structure; native.py refuses another one. */
 CS_EXPORT uint32_t cs_abi(void) { return CS_ABI; }
@@ -245,6 +247,22 @@ static void nh_page_avx2(const uint8_t *page, size_t words, const uint32_t *key,
 }
 #endif
 
+CS_INLINE void fingerprint_pages(nh_page_function *page_sums, const uint8_t *pages, size_t page_count,
+                                 size_t page_bytes, const uint32_t *key_nh, const uint64_t *m, uint64_t *out,
+                                 uint8_t *zero_out)
+{
+    for (size_t i = 0; i < page_count; i++) {
+        nh_sums sums;
+        page_sums(pages + i * page_bytes, page_bytes / 4, key_nh, &sums);
+        uint64_t x0 = (uint32_t)sums.first, x1 = sums.first >> 32;
+        uint64_t x2 = (uint32_t)sums.second, x3 = sums.second >> 32;
+        uint64_t high = m[0] + x0 * m[1] + x1 * m[2] + x2 * m[3] + x3 * m[4];
+        uint64_t low = m[5] + x0 * m[6] + x1 * m[7] + x2 * m[8] + x3 * m[9];
+        out[i] = (high >> 32) << 32 | low >> 32;
+        zero_out[i] = sums.any == 0;
+    }
+}
+
 /*
  * An 8-byte keyed fingerprint of each page (see pages.py for what it promises). page_bytes is a multiple of
  * 32; key_nh holds page_bytes / 4 + 4 words, key_mix 10. zero_out: 1 where a page is all zero bytes.
@@ -253,22 +271,21 @@ CS_EXPORT void cs_fingerprint(const uint8_t *pages, size_t page_count, size_t pa
                               const uint32_t *key_nh, const uint64_t *key_mix, uint64_t *out,
                               uint8_t *zero_out)
 {
-    nh_page_function *page_sums = nh_page;
 #ifdef CS_X86
-    if (__builtin_cpu_supports("avx2"))
-        page_sums = nh_page_avx2;
-#endif
-    for (size_t i = 0; i < page_count; i++) {
-        nh_sums sums;
-        page_sums(pages + i * page_bytes, page_bytes / 4, key_nh, &sums);
-        uint64_t x0 = (uint32_t)sums.first, x1 = sums.first >> 32;
-        uint64_t x2 = (uint32_t)sums.second, x3 = sums.second >> 32;
-        const uint64_t *m = key_mix;
-        uint64_t high = m[0] + x0 * m[1] + x1 * m[2] + x2 * m[3] + x3 * m[4];
-        uint64_t low = m[5] + x0 * m[6] + x1 * m[7] + x2 * m[8] + x3 * m[9];
-        out[i] = (high >> 32) << 32 | low >> 32;
-        zero_out[i] = sums.any == 0;
+    if (__builtin_cpu_supports("avx2")) {
+        fingerprint_pages(nh_page_avx2, pages, page_count, page_bytes, key_nh, key_mix, out, zero_out);
+        return;
     }
+#endif
+    fingerprint_pages(nh_page, pages, page_count, page_bytes, key_nh, key_mix, out, zero_out);
+}
+
+/* The same without the processor's wide instructions, for tests of the fallback. */
+CS_EXPORT void cs_fingerprint_plain(const uint8_t *pages, size_t page_count, size_t page_bytes,
+                                    const uint32_t *key_nh, const uint64_t *key_mix, uint64_t *out,
+                                    uint8_t *zero_out)
+{
+    fingerprint_pages(nh_page, pages, page_count, page_bytes, key_nh, key_mix, out, zero_out);
 }
 
 /* ---- WAL ----------------------------------------------------------------------------------------------- */

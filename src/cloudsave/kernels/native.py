@@ -68,6 +68,7 @@ _SIGNATURES: Final = {
     "cs_crc32c_by_table": (_U32, [_U32, _POINTER, _SIZE]),
     "cs_pg_page_check": (None, [_POINTER, _SIZE, _SIZE, _U32, _U32, _POINTER, _POINTER]),
     "cs_fingerprint": (None, [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER]),
+    "cs_fingerprint_plain": (None, [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER]),
     "cs_wal_walk": (
         ctypes.c_int32,
         [
@@ -103,6 +104,7 @@ class NativeKernels:
         self.crc32c_by_table = library.cs_crc32c_by_table
         self.pg_page_check = library.cs_pg_page_check
         self.fingerprint = library.cs_fingerprint
+        self.fingerprint_plain = library.cs_fingerprint_plain
         self.wal_walk = library.cs_wal_walk
 
 

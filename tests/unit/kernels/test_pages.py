@@ -115,6 +115,34 @@ def test_twins_agree_on_other_page_sizes(page_bytes: int) -> None:
     assert int(first[0]) == plain_fingerprint(pages[:page_bytes], key)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(), st.integers(1, 20))
+def test_machines_without_wide_instructions_get_the_same_fingerprints(seed: int, count: int) -> None:
+    pages = np.frombuffer(random_pages(seed, count), np.uint8)
+    wide, plain = np.empty(count, np.uint64), np.empty(count, np.uint64)
+    zero = np.empty(count, np.uint8)
+    native = built_kernels()
+    wide_zero = fingerprints(pages, page_bytes=PAGE, key=KEY, out=wide, kernels=native)
+    arrays = (KEY.nh, KEY.mix, plain, zero)
+    native.fingerprint_plain(pages.ctypes.data, count, PAGE, *(array.ctypes.data for array in arrays))
+    assert wide.tolist() == plain.tolist()
+    assert wide_zero.tolist() == zero.astype(bool).tolist()
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(10, 8), (12, 23), (12, 8001), (14, 8193), (16, 8191), (16, 8196), (16, 0), (18, 0x2005), (18, 0x4004)],
+)
+def test_headers_that_no_server_writes_are_found(
+    offset: int, value: int, kernels: NativeKernels | None
+) -> None:
+    page = bytearray(server_page(b"", 0))
+    assert pg_page_status(page, first_block=0, checksums=False, kernels=kernels).tolist() == [0]
+    page[offset : offset + 2] = struct.pack("<H", value)
+    found = pg_page_status(page, first_block=0, checksums=False, kernels=kernels)
+    assert found.tolist() == [PageStatus.HEADER]
+
+
 def test_every_flipped_bit_and_every_swap_changes_the_fingerprint(kernels: NativeKernels | None) -> None:
     page = bytearray(random.Random(2).randbytes(PAGE))
     variants = [bytes(page)]

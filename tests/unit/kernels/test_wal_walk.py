@@ -92,12 +92,12 @@ def test_more_events_than_fit_in_one_call_are_all_told(kernels: NativeKernels | 
     log = WalWriter()
     for number in range(10_000):
         log.commit(number + 3, number)
-        if number % 1000 == 0:
+        if number % 6000 == 0:
             log.restore_point(b"%d" % number, number)
     walk = begin_walk(START, kernels)
     events, names = walk.walk(log.log)
     assert [tuple(row[:4]) for row in events.tolist() if row[4] == EventKind.COMMIT] == log.commits
-    assert [name.rstrip(b"\0") for name in names] == [b"%d" % number for number in range(0, 10_000, 1000)]
+    assert [name.rstrip(b"\0") for name in names] == [b"%d" % number for number in (0, 6000)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -263,6 +263,18 @@ def test_each_reason_to_stop_is_told(reason: StopReason, kernels: NativeKernels 
     walk.walk(broken(reason))
     assert walk.stop_reason is reason
     assert walk.records_end in (None, LOG.start + 40 + 40)
+
+
+def test_timeline_may_rise_but_not_fall(kernels: NativeKernels | None) -> None:
+    for timelines, reason in (((2, 3), StopReason.NONE), ((3, 2), StopReason.TIMELINE)):
+        log = WalWriter(timeline=timelines[0])
+        log.noise(8192 - 200)
+        log.timeline = timelines[1]
+        log.noise(4000)
+        log.commit(3, 4)
+        walk = begin_walk(WalkStart(log.start, SEGMENT_BYTES), kernels)
+        assert commits(walk, bytes(log.log)) == ([] if reason else log.commits)
+        assert walk.stop_reason is reason
 
 
 def test_crc_is_checked_unless_told_otherwise(kernels: NativeKernels | None) -> None:
