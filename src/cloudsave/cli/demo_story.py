@@ -83,6 +83,7 @@ class Story:
         self._start_load()
         self._start_capture()
         self.clock.sleep(QUIET_SECONDS)
+        self.say("4. A base backup is taken while the load goes on; nothing is frozen:")
         backup_begin = us_from_instant(self.clock.now())
         backup = self._cloudsave("backup", "demo")
         backup_end = us_from_instant(self.clock.now())
@@ -92,7 +93,16 @@ class Story:
         self.clock.sleep(QUIET_SECONDS)
         stall_ms = self.witness.slowest_ms(begin_us=backup_begin, end_us=backup_end)
         usual_ms = self.witness.slowest_ms(begin_us=0, end_us=backup_begin)
+        begin = self.clock.monotonic()
         restore = self._restore(target)
+        seconds = self.clock.monotonic() - begin
+        written = restore["bytes_written"] / 1e6
+        self.say(
+            f"   {written:.0f} MB of files written, log replayed to the exact record, server compared with the plan"
+        )
+        self.say(f"   and opened: {seconds:.1f} s in all.")
+        log = self._cloudsave("logs", "status", "demo")["ranges"]
+        self.say(f"   {_log_sizes(log)}")
         verdict = self._judge(target, str(restore["connection_url"]))
         return Facts(backup, restore, target, verdict, stall_ms, usual_ms)
 
@@ -243,10 +253,20 @@ class Facts:
     """The slowest commit before it."""
 
 
+def _log_sizes(ranges: list[dict[str, Any]]) -> str:
+    captured, stored, objects = (
+        sum(r[name] for r in ranges) for name in ("bytes", "stored_bytes", "objects")
+    )
+    ratio = captured / max(stored, 1)
+    return f"{captured / 1e6:.0f} MB of log captured in {objects} objects, {ratio:.1f} to 1, holes: {len(ranges) - 1}"
+
+
 def _sizes(backup: dict[str, Any]) -> str:
     statistics = backup["statistics"]
     read, stored, seconds = (statistics[name] for name in ("bytes_read", "bytes_stored", "seconds"))
+    rate = read / 1e6 / max(seconds, 0.001)
+    ratio = read / max(stored, 1)
     return (
-        f"backup {backup['backup_id']} ({backup['method']}): {read / 1e6:.0f} MB read in {seconds:.1f} s, "
-        f"{stored / 1e6:.0f} MB stored ({read / max(stored, 1):.1f} to 1), encrypted"
+        f"backup {backup['backup_id']} ({backup['method']}): {read / 1e6:.0f} MB read in {seconds:.1f} s "
+        f"({rate:.0f} MB/s), {stored / 1e6:.0f} MB stored ({ratio:.1f} to 1), encrypted"
     )
