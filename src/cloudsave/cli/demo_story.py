@@ -98,9 +98,9 @@ class Story:
         seconds = self.clock.monotonic() - begin
         written = restore["bytes_written"] / 1e6
         self.say(
-            f"   {written:.0f} MB of files written, log replayed to the exact record, server compared with the plan"
+            f"   {written:.0f} MB of files written, log replayed to the exact record, the server's state"
         )
-        self.say(f"   and opened: {seconds:.1f} s in all.")
+        self.say(f"   compared with the plan, then opened: {seconds:.1f} s in all.")
         log = self._cloudsave("logs", "status", "demo")["ranges"]
         self.say(f"   {_log_sizes(log)}")
         verdict = self._judge(target, str(restore["connection_url"]))
@@ -257,8 +257,8 @@ def _log_sizes(ranges: list[dict[str, Any]]) -> str:
     captured, stored, objects = (
         sum(r[name] for r in ranges) for name in ("bytes", "stored_bytes", "objects")
     )
-    ratio = captured / max(stored, 1)
-    return f"{captured / 1e6:.0f} MB of log captured in {objects} objects, {ratio:.1f} to 1, holes: {len(ranges) - 1}"
+    ratio, holes = captured / max(stored, 1), len(ranges) - 1
+    return f"{captured / 1e6:.0f} MB of log captured in {objects} objects, {ratio:.1f} to 1, holes: {holes}"
 
 
 def _sizes(backup: dict[str, Any]) -> str:
