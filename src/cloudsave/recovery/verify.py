@@ -107,7 +107,8 @@ class _Verification:
                 hint = "was the repository tampered with? restore the object from a copy of the repository"
                 yield Finding(Severity.PROBLEM, f"backup {backup_id}", str(error.message), hint)
         if not self._manifests:
-            yield Finding(Severity.PROBLEM, "backups", "there is no backup that could be restored")
+            hint = "`cloudsave backup NAME` takes one"
+            yield Finding(Severity.PROBLEM, "backups", "there is no backup that could be restored", hint)
         packs = self._check_packs()
         maps = self._check_maps()
         for manifest in self._manifests:
@@ -287,8 +288,8 @@ class _Verification:
             yield Finding(Severity.OK, subject, "the log that makes it consistent is stored")
 
     def _continuity(self, ledger: Ledger, ancestry: Ancestry) -> Iterator[Finding]:
-        """Holes after the first backup, on each branch."""
-        recorded = {(hole.branch, hole.first): hole.cause for hole in self._lineage.holes()}
+        """Holes on each branch; one that capture did not record means that stored log was lost."""
+        recorded = self._lineage.holes()
         for branch in ledger.branches():
             if branch not in ancestry.ancestors and branch != FIRST_BRANCH:
                 yield Finding(
@@ -299,11 +300,16 @@ class _Verification:
                 )
             ranges = ledger.ranges(branch)
             for (_, end), (begin, _) in itertools.pairwise(ranges):
-                cause = recorded.get((branch, end), "no cause is recorded")
+                causes = [
+                    hole.cause
+                    for hole in recorded
+                    if hole.branch == branch and hole.first <= end and hole.last >= begin
+                ]
+                why = causes[0] if causes else "no cause is known"
                 yield Finding(
-                    Severity.WARNING,
+                    Severity.WARNING if causes else Severity.PROBLEM,
                     f"branch {branch}",
-                    f"log has a hole from {end:#x} to {begin:#x} ({cause})",
+                    f"log has a hole from {end:#x} to {begin:#x} ({why})",
                     "targets in the hole cannot be reached; after it only from backups taken after it",
                 )
             size = sum(end - begin for begin, end in ranges)
