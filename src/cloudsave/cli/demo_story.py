@@ -29,7 +29,7 @@ from cloudsave.engines.postgresql.witness import (
     table_exists,
     witnessed_rows,
 )
-from cloudsave.errors import CloudsaveError, RecoveryMismatch
+from cloudsave.errors import BackupNotCovered, CloudsaveError, RecoveryMismatch
 from cloudsave.model.log import us_from_instant
 
 SCALE = 10
@@ -40,6 +40,7 @@ QUIET_SECONDS = 3.0
 """Load before the backup, after it and after the accident."""
 CAPTURE_START_SECONDS_MAX = 30.0
 COMMAND_SECONDS_MAX = 120
+LOG_SECONDS_MAX = 30.0
 LOST_TABLE = "public.orders"
 MAKE_LOST_TABLE = "create table public.orders as select n, md5(n::text) from generate_series(1, 10000) n"
 
@@ -93,6 +94,7 @@ class Story:
         self.clock.sleep(QUIET_SECONDS)
         stall_ms = self.witness.slowest_ms(begin_us=backup_begin, end_us=backup_end)
         usual_ms = self.witness.slowest_ms(begin_us=0, end_us=backup_begin)
+        self._await_log(target)
         begin = self.clock.monotonic()
         restore = self._restore(target)
         seconds = self.clock.monotonic() - begin
@@ -176,6 +178,21 @@ class Story:
         self.server.sql(f"drop table {LOST_TABLE}")
         return target
 
+    def _await_log(self, target: datetime) -> None:
+        """The log up to the accident is in the repository; on a machine that is short of power it may lag."""
+        deadline = self.clock.monotonic() + LOG_SECONDS_MAX
+        while True:
+            ranges = self._run("logs", "status", "demo")["ranges"]
+            last = max((r["last_commit"] or "" for r in ranges), default="")
+            if last and datetime.fromisoformat(last) > target:
+                return
+            if self.clock.monotonic() > deadline:
+                raise BackupNotCovered(
+                    "the log did not reach the repository",
+                    detail=f"Its last commit there is of {last or 'no time at all'}.",
+                )
+            self.clock.sleep(0.2)
+
     def _restore(self, target: datetime) -> dict[str, Any]:
         self.say("6. The database is restored to the moment before, into a new directory:")
         return self._cloudsave(
@@ -222,8 +239,11 @@ class Story:
         self.say("   $ " + shlex.join(["cloudsave", *arguments]).replace(str(self.root), "..."))
 
     def _cloudsave(self, *arguments: str) -> dict[str, Any]:
-        """Run one of our own commands as a user would, and return its JSON."""
+        """Show and run one of our own commands as a user would; its JSON."""
         self._show(arguments)
+        return self._run(*arguments)
+
+    def _run(self, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
             self._command(["--json", "--no-progress", *arguments]),
             capture_output=True,
