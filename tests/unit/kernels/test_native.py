@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tools import build_kernels
 
 from cloudsave.kernels import native
 from cloudsave.kernels.native import ABI, NativeKernels
 from tests.unit.kernels.built import built_kernels
-from tools import build_kernels
 
 
 def test_built_library_has_the_expected_abi() -> None:
