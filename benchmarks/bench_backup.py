@@ -1,10 +1,9 @@
 """
-Full backup and restore of the same 3 GB cluster, cloudsave and pgBackRest in turns; prints medians and
-ratios.
+Full backup and restore of one 3 GB cluster, cloudsave and pgBackRest in turns; prints medians and ratios.
 
-Both compress with zstd level 1, encrypt, check pages, and use the same number of processes or threads that
-compute. Bound: with zstd 1 a core packs about 0.7 GB/s of such data, so two cores cannot do better than
-about 1.2 GB/s.
+All compress with zstd level 1, encrypt, check pages, sync what they write, and compute in the same number of
+processes or threads. A ratio is taken within a round; medians and spread are over the rounds after a warm-up.
+Bounds: a backup cannot be faster than zstd alone on the same cores, a restore not than the disk takes bytes.
 """
 
 from __future__ import annotations
@@ -14,182 +13,119 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import dataset
-from benchmarks.measure import Cost, medians, run, tree_bytes
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import bounds, dataset
+from benchmarks.measure import RESULTS, Cost, machine, plain, ratios, spreads, tree_bytes
+from benchmarks.ours import Ours
+from benchmarks.pgbackrest import PgBackRest, contestants
 
 PROCESSES = 2
 WORK = dataset.ROOT / "work"
-RESULTS = Path(__file__).parent / "results"
+Costs = dict[str, dict[str, list[Cost]]]
+KINDS = ("backup", "restore")
 
 
-def cloudsave(*arguments: str) -> list[str]:
-    """Our command line with the benchmark's configuration."""
-    return [
-        sys.executable,
-        "-m",
-        "cloudsave",
-        "--config",
-        str(WORK / "cloudsave.toml"),
-        "--no-progress",
-        *arguments,
-    ]
-
-
-class Ours:
-    """cloudsave, with a repository in a directory."""
-
-    name = "cloudsave"
-
-    def __init__(self, server: dataset.Server) -> None:
-        self._server = server
-        self._repository = WORK / "cloudsave"
-
-    def prepare(self) -> None:
-        """A new empty repository."""
-        shutil.rmtree(self._repository, ignore_errors=True)
-        passphrase = WORK / "passphrase"
-        passphrase.write_text("benchmark passphrase")
-        passphrase.chmod(0o600)
-        (WORK / "cloudsave.toml").write_text(
-            f'workers = {PROCESSES + 1}\n'
-            f'[repository]\nurl = "file://{self._repository}"\npassphrase_file = "{passphrase}"\n'
-            f'[sources.bench]\nurl = "{self._server.url}"\ncheckpoint = "fast"\n'
-        )
-        (WORK / "cloudsave.toml").chmod(0o600)
-        run(cloudsave("init"))
-
-    def backup(self) -> Cost:
-        """A full backup with the log that it needs."""
-        return run(cloudsave("backup", "bench", "--full"))
-
-    def restore(self, directory: Path) -> Cost:
-        """The data directory, ready for replay."""
-        return run(cloudsave("restore", "bench", "--immediate", "--into", str(directory)))
-
-    def stored_bytes(self) -> int:
-        """Size of the repository."""
-        return tree_bytes(self._repository)
-
-
-class PgBackRest:
-    """pgBackRest, with the options that its manual recommends for small and changing files."""
-
-    name = "pgbackrest"
-
-    def __init__(self, server: dataset.Server) -> None:
-        self._server = server
-        self._repository = WORK / "pgbackrest"
-
-    def _command(self, *arguments: str) -> list[str]:
-        return [shutil.which("pgbackrest") or "pgbackrest", "--stanza=bench", *arguments]
-
-    def _env(self) -> dict[str, str]:
-        settings = {
-            "CONFIG": "/dev/null",
-            "REPO1_PATH": str(self._repository),
-            "REPO1_BUNDLE": "y",
-            "REPO1_CIPHER_TYPE": "aes-256-cbc",
-            "REPO1_CIPHER_PASS": "benchmark passphrase",
-            "COMPRESS_TYPE": "zst",
-            "COMPRESS_LEVEL": "1",
-            "PROCESS_MAX": str(PROCESSES),
-            "START_FAST": "y",
-            "LOG_LEVEL_FILE": "off",
-            "LOCK_PATH": str(WORK / "lock"),
-            "SPOOL_PATH": str(WORK / "spool"),
-            "PG1_PATH": str(self._server.data),
-            "PG1_SOCKET_PATH": str(self._server.data.parent),
-            "PG1_PORT": str(dataset.PORT),
-            "PG1_USER": "postgres",
-        }
-        version = os.popen("pgbackrest version").read().split()[-1]  # noqa: S605, S607
-        if tuple(map(int, version.split(".")[:2])) >= (2, 46):
-            settings["REPO1_BLOCK"] = "y"
-        return {f"PGBACKREST_{name}": value for name, value in settings.items()}
-
-    def prepare(self) -> None:
-        """A new empty stanza."""
-        shutil.rmtree(self._repository, ignore_errors=True)
-        run(self._command("stanza-create"), env=self._env())
-
-    def backup(self) -> Cost:
-        """A full backup; the log of it is not waited for, since nothing archives it here."""
-        return run(self._command("backup", "--type=full", "--no-archive-check"), env=self._env())
-
-    def restore(self, directory: Path) -> Cost:
-        """The data directory, ready for replay."""
-        env = self._env() | {"PGBACKREST_PG1_PATH": str(directory)}
-        return run(self._command("restore", "--type=immediate"), env=env)
-
-    def stored_bytes(self) -> int:
-        """Size of the repository."""
-        return tree_bytes(self._repository)
-
-
-def _measure(tools: list[Ours | PgBackRest], rounds: int) -> dict[str, dict[str, list[Cost]]]:
-    costs: dict[str, dict[str, list[Cost]]] = {tool.name: {"backup": [], "restore": []} for tool in tools}
+def measure(tools: list[Ours | PgBackRest], rounds: int) -> Costs:
+    """Every tool in each round; round 0 warms the caches and does not count."""
+    costs: Costs = {tool.name: {kind: [] for kind in KINDS} for tool in tools}
     for number in range(rounds + 1):
         for tool in tools:
             tool.prepare()
-            backup = tool.backup()
+            os.sync()
+            cost = {"backup": tool.backup()}
             target = WORK / "restored"
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(mode=0o700)
-            restore = tool.restore(target)
-            shutil.rmtree(target)
             os.sync()
+            cost["restore"] = tool.restore(target)
+            shutil.rmtree(target)
             label = "warm-up" if number == 0 else f"round {number}"
-            print(
-                f"{label:9} {tool.name:11} backup {backup.wall_seconds:6.2f} s restore {restore.wall_seconds:6.2f} s"
+            said = ", ".join(
+                f"{kind} {one.wall_seconds:.2f} s wall {one.cpu_seconds:.2f} s CPU {one.peak_mb:.0f} MB"
+                + (f" ({one.adopted} adopted)" if one.adopted else "")
+                for kind, one in cost.items()
             )
-            if number:
-                costs[tool.name]["backup"].append(backup)
-                costs[tool.name]["restore"].append(restore)
+            print(f"{label:8} {tool.name:18} {said}", flush=True)
+            for kind in KINDS if number else ():
+                costs[tool.name][kind].append(cost[kind])
     return costs
 
 
-def main() -> None:
-    """Measure and print; the results also go to benchmarks/results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--major", type=int, default=15)
-    options = parser.parse_args()
-    server = dataset.cluster(options.major)
-    WORK.mkdir(parents=True, exist_ok=True)
-    tools: list[Ours | PgBackRest] = [Ours(server), PgBackRest(server)]
-    costs = _measure(tools, options.rounds)
-    result = {
+def results(server: dataset.Server, tools: list[Ours | PgBackRest], costs: Costs) -> dict[str, object]:
+    """All that is worth keeping."""
+    ours, *peers = tools
+    return {
+        "machine": machine(),
+        "versions": {tool.name: tool.version() for tool in tools},
+        "options": {tool.name: tool.options for tool in tools},
+        "server": server.run("postgres", "--version").strip(),
         "data_bytes": tree_bytes(server.data / "base"),
         "stored_bytes": {tool.name: tool.stored_bytes() for tool in tools},
-        "costs": {
-            name: {what: [asdict(cost) for cost in runs] for what, runs in kinds.items()}
+        "figures": {
+            name: {kind: plain(spreads(runs)) for kind, runs in kinds.items()}
+            for name, kinds in costs.items()
+        },
+        "ratios": {
+            peer.name: {kind: plain(ratios(costs[ours.name][kind], costs[peer.name][kind])) for kind in KINDS}
+            for peer in peers
+        },
+        "bounds": {
+            "zstd_1_mb_per_second": round(bounds.compress_mb_per_second(server.data, threads=PROCESSES)),
+            "direct_write_mb_per_second": round(bounds.write_mb_per_second(WORK)),
+        },
+        "runs": {
+            name: {kind: [asdict(cost) for cost in runs] for kind, runs in kinds.items()}
             for name, kinds in costs.items()
         },
     }
+
+
+def show(result: dict[str, object]) -> None:
+    """Medians, and ours by theirs with the spread."""
+    figures, of_ours = result["figures"], result["ratios"]
+    assert isinstance(figures, dict)
+    assert isinstance(of_ours, dict)
+    data = int(str(result["data_bytes"])) / 1e6
+    print(f"\n{result['server']}, {data:.0f} MB; stored bytes {result['stored_bytes']}")
+    bound = result["bounds"]
+    assert isinstance(bound, dict)
+    print(f"bound of a backup: {data / bound['zstd_1_mb_per_second']:.2f} s (zstd alone)")
+    print(f"bound of a restore: {data / bound['direct_write_mb_per_second']:.2f} s (writing alone)")
+    for kind in KINDS:
+        for figure in ("wall_seconds", "cpu_seconds", "peak_mb"):
+            line = f"{kind:8}{figure:13}"
+            for name, kinds in figures.items():
+                line += f"  {name} {kinds[kind][figure]['median']:.2f}"
+                if name in of_ours:
+                    ratio = of_ours[name][kind][figure]
+                    line += f" (x{ratio['median']:.2f}, {ratio['least']:.2f} to {ratio['greatest']:.2f})"
+            print(line)
+
+
+def main() -> int:
+    """Measure and print; the results also go to benchmarks/results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--major", type=int, default=15)
+    parser.add_argument("--workers", type=int, default=PROCESSES, help="of ours; theirs stay at 2")
+    options = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    with dataset.running(options.major) as server:
+        ours = Ours(server, WORK, workers=options.workers)
+        tools: list[Ours | PgBackRest] = [ours, *contestants(server, WORK, processes=PROCESSES)]
+        result = results(server, tools, measure(tools, options.rounds))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "backup.json").write_text(json.dumps(result, indent=1))
-    _print(
-        result, {name: {what: medians(runs) for what, runs in kinds.items()} for name, kinds in costs.items()}
-    )
-
-
-def _print(result: dict[str, object], costs: dict[str, dict[str, Cost]]) -> None:
-    figures: dict[str, Callable[[Cost], float]] = {
-        "wall s": lambda cost: cost.wall_seconds,
-        "CPU s": lambda cost: cost.cpu_seconds,
-        "peak MB": lambda cost: cost.peak_mb,
-    }
-    print(f"\ndata {result['data_bytes']} bytes, stored {result['stored_bytes']}")
-    print(f"{'':18}{'cloudsave':>11}{'pgbackrest':>12}{'ratio':>8}")
-    for what in ("backup", "restore"):
-        for figure, of in figures.items():
-            ours, theirs = of(costs["cloudsave"][what]), of(costs["pgbackrest"][what])
-            print(f"{what:8}{figure:10}{ours:11.2f}{theirs:12.2f}{ours / theirs:8.2f}")
+    name = "backup.json" if options.workers == PROCESSES else f"backup-{options.workers}-workers.json"
+    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+    show(result)
+    shutil.rmtree(WORK)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,7 +14,8 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,17 +57,19 @@ class Server:
         """The output of a statement."""
         return self.run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement, self.url)
 
-    def start(self) -> None:
-        """Start it if it does not run."""
-        if subprocess.run(
+    def start(self) -> bool:
+        """Start it if it does not run; whether it had to be started."""
+        status = subprocess.run(
             [str(self.programs / "pg_ctl"), "-D", str(self.data), "status"],
             **_as_user(self.user),
             check=False,
             capture_output=True,
-        ).returncode:
-            self.run(
-                "pg_ctl", "-D", str(self.data), "-l", str(self.data.parent / "server.log"), "-w", "start"
-            )
+        )
+        if not status.returncode:
+            return False
+        log = str(self.data.parent / "server.log")
+        self.run("pg_ctl", "-D", str(self.data), "-l", log, "-w", "start")
+        return True
 
     def stop(self) -> None:
         """Stop it."""
@@ -89,7 +92,7 @@ def programs(major: int) -> Path:
 
 
 def cluster(major: int = 15, *, scale: int = PGBENCH_SCALE, large: bool = True) -> Server:
-    """The cluster, made if need be, and started."""
+    """The cluster, made if need be; it runs or not."""
     directory = ROOT / f"pg{major}-{scale}-{'large' if large else 'small'}"
     user = "postgres" if not os.geteuid() else pwd.getpwuid(os.geteuid()).pw_name
     server = Server(programs(major), directory / "data", user)
@@ -99,9 +102,21 @@ def cluster(major: int = 15, *, scale: int = PGBENCH_SCALE, large: bool = True) 
         if not os.geteuid():
             shutil.chown(directory, user)
         _create(server, scale=scale, large=large)
+        server.stop()
         (directory / "ready").touch()
-    server.start()
     return server
+
+
+@contextmanager
+def running(major: int = 15, *, scale: int = PGBENCH_SCALE, large: bool = True) -> Iterator[Server]:
+    """The cluster, started; afterwards it is as it was."""
+    server = cluster(major, scale=scale, large=large)
+    started = server.start()
+    try:
+        yield server
+    finally:
+        if started:
+            server.stop()
 
 
 def _create(server: Server, *, scale: int, large: bool) -> None:
@@ -175,6 +190,6 @@ def _text_files(roots: Sequence[Path]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    made = cluster(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
-    print(made.url)
-    print(made.sql("select pg_size_pretty(sum(pg_database_size(oid))) from pg_database"))
+    with running(int(sys.argv[1]) if len(sys.argv) > 1 else 15) as made:
+        print(made.data)
+        print(made.sql("select pg_size_pretty(sum(pg_database_size(oid))) from pg_database"))

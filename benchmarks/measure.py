@@ -1,29 +1,63 @@
-"""Runs commands as whole processes and tells what they cost, as the kernel accounts for it."""
+"""
+Runs commands as whole processes and tells what they cost, as the kernel accounts for it.
+
+A process that outlives its parent is adopted by the benchmark and waited for, so that the CPU seconds of all
+processes count, whether or not a tool waits for its own.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One run: seconds, and the largest resident size of one process in MB."""
+    """
+    One run. `peak_mb` is the resident size of the largest process; `adopted` counts processes that their
+    parent did not wait for.
+    """
 
     wall_seconds: float
     cpu_seconds: float
     peak_mb: float
+    adopted: int = 0
 
 
-def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, log: Path | None = None) -> Cost:
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, least and greatest of some figures."""
+
+    median: float
+    least: float
+    greatest: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread:
+        """Of at least one figure."""
+        return Spread(statistics.median(values), min(values), max(values))
+
+
+FIGURES = ("wall_seconds", "cpu_seconds", "peak_mb")
+
+
+def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Cost:
     """Run a command to its end with its children; a failing one ends the benchmark and shows its output."""
+    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        sys.exit("could not become the parent of orphans")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
     process = subprocess.Popen(
@@ -34,24 +68,67 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, log: Pa
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - begin
-    if log is not None:
-        log.write_bytes(output)
+    process.stdout.close()
+    peak, adopted = usage.ru_maxrss, 0
+    for orphan in _orphans():
+        adopted += 1
+        peak = max(peak, orphan.ru_maxrss)
     if process.returncode:
-        sys.exit(f"{command[0]} failed with {process.returncode}:\n{output.decode(errors='replace')[-3000:]}")
+        said = output.decode(errors="replace")[-3000:]
+        sys.exit(f"{' '.join(command)} failed with {process.returncode}:\n{said}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-    return Cost(wall, cpu, usage.ru_maxrss / 1024)
+    return Cost(wall, cpu, peak / 1024, adopted)
 
 
-def medians(costs: Sequence[Cost]) -> Cost:
-    """The median of each figure."""
-    return Cost(
-        statistics.median(cost.wall_seconds for cost in costs),
-        statistics.median(cost.cpu_seconds for cost in costs),
-        statistics.median(cost.peak_mb for cost in costs),
-    )
+def _orphans() -> list[resource.struct_rusage]:
+    """What processes cost that became ours when their parent ended."""
+    found = []
+    while True:
+        try:
+            found.append(os.wait4(-1, 0)[2])
+        except ChildProcessError:
+            return found
+
+
+def spreads(costs: Sequence[Cost]) -> dict[str, Spread]:
+    """Each figure of repeated runs."""
+    return {figure: Spread.of([getattr(cost, figure) for cost in costs]) for figure in FIGURES}
+
+
+def ratios(ours: Sequence[Cost], theirs: Sequence[Cost]) -> dict[str, Spread]:
+    """Ours by theirs within each round, so that what else the machine does weighs on both."""
+    return {
+        figure: Spread.of(
+            [getattr(our, figure) / getattr(their, figure) for our, their in zip(ours, theirs, strict=True)]
+        )
+        for figure in FIGURES
+    }
 
 
 def tree_bytes(directory: Path) -> int:
     """Bytes of all files below a directory."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def machine() -> dict[str, object]:
+    """What it was measured on."""
+    info = dict(
+        line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    )
+    names = {key.strip(): value.strip() for key, value in info.items()}
+    return {
+        "processor": names.get("model name", platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def plain(spread: Mapping[str, Spread]) -> dict[str, dict[str, float]]:
+    """For JSON."""
+    return {
+        name: {key: round(number, 3) for key, number in asdict(one).items()} for name, one in spread.items()
+    }
