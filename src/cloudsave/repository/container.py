@@ -35,10 +35,12 @@ from __future__ import annotations
 
 import mmap
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
 from blake3 import blake3
 
 from cloudsave.clock import Clock
@@ -160,9 +162,12 @@ class ContainerWriter:
 
     def _prove(self, number: int, header: bytes, sealed: bytes, plain: Buffer) -> None:
         _, plain_bytes, _, codec, _ = FRAME_HEADER.unpack(header)
-        coded = self._sealer.open(number, header, sealed)
-        again = CODEC.decompress(codec, coded, plain_bytes=plain_bytes, what="a frame just written")
-        if again != plain:
+        coded_buffer, plain_buffer = scratch_of_thread().room(len(sealed), plain_bytes)
+        coded_bytes = self._sealer.open_into(number, header, sealed, coded_buffer)
+        again = plain_buffer[:plain_bytes]
+        CODEC.decompress_into(codec, coded_buffer[:coded_bytes], again, "a frame just written")
+        # Not by `!=`: comparing memoryviews goes element by element.
+        if not np.array_equal(np.frombuffer(again, np.uint8), np.frombuffer(plain, np.uint8)):
             raise IntegrityError(
                 f"frame {number} of {self.name!r} does not decode to what was encoded",
                 detail="The encoder or this machine's memory is faulty; nothing was stored.",
@@ -301,6 +306,17 @@ class FrameScratch:
         if len(self._plain) < plain_bytes:
             self._plain = memoryview(mmap.mmap(-1, plain_bytes))
         return self._coded, self._plain
+
+
+_of_thread = threading.local()
+
+
+def scratch_of_thread() -> FrameScratch:
+    """The scratch of the calling thread."""
+    if not hasattr(_of_thread, "scratch"):
+        _of_thread.scratch = FrameScratch()
+    found: FrameScratch = _of_thread.scratch
+    return found
 
 
 def read_frames(

@@ -18,7 +18,13 @@ import numpy.typing as npt
 
 from cloudsave.errors import IntegrityError
 from cloudsave.model.manifest import FileEntry, Manifest
-from cloudsave.repository.container import FRAME_HEADER, HEADER_BYTES, ContainerReader, FrameScratch, Kind
+from cloudsave.repository.container import (
+    FRAME_HEADER,
+    HEADER_BYTES,
+    ContainerReader,
+    Kind,
+    scratch_of_thread,
+)
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES, ZERO_FRAME, MapObject, SegmentMap, decode_map_object
 
@@ -234,7 +240,6 @@ class _Run:
         self._left: dict[int, int] = {}
         self._error: BaseException | None = None
         self._openers: dict[str, ContainerReader] = {}
-        self._local = threading.local()
 
     def execute(self, stretches: Iterator[_Stretch], workers: int) -> None:
         """Read all; raises the first error."""
@@ -277,12 +282,6 @@ class _Run:
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
             self._error = self._error or error
 
-    def _scratch(self) -> FrameScratch:
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = FrameScratch()
-        found: FrameScratch = self._local.scratch
-        return found
-
     def _opener(self, name: str) -> ContainerReader:
         found = self._openers.get(name)
         if found is None:
@@ -293,7 +292,7 @@ class _Run:
         name = self._reader.pack_name(stretch.pack)
         opener = self._opener(name)
         content = self._reader.fetch(name, stretch.begin, stretch.end)
-        scratch, opened = self._scratch(), -1
+        scratch, opened = scratch_of_thread(), -1
         plain = memoryview(b"")
         for _, number, offset, _, file, block, count, within in stretch.places.tolist():
             if offset != opened:
