@@ -24,7 +24,9 @@ _START_SECONDS_MAX = 60.0
 """Limit: capture streams within this after it was started."""
 COVER_SECONDS_MAX = 900.0
 """Limit: the log of a base backup is durable within this after its end."""
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.02
+LISTING_POLL_SECONDS = 1.0
+"""How often the repository is asked whether another capture has got there: each time is a listing."""
 
 
 def _ignore(_: CaptureStatus) -> None:
@@ -192,7 +194,7 @@ def await_durable(
                 f" {timeout_seconds:.0f} s; needed up to {stop.offset:#x} of branch {stop.branch}.",
                 hints=["does `cloudsave logs capture` run for this source, and is it close behind?"],
             )
-        clock.sleep(_POLL_SECONDS * 5)
+        clock.sleep(LISTING_POLL_SECONDS)
 
 
 class BackupLogCover:
