@@ -259,6 +259,8 @@ class _FileRestore:
             for index, entry in enumerate(self._files)
             if not entry.outside and entry.path in CONTROL_FILES | REPLACED_FILES
         }
+        self._roots = {*layout.roots(), layout.config_directory}
+        self._made: set[Path] = set()
         self._lock = threading.Lock()
         self._direct = True
         """Whether the file system takes writes around the page cache; found by trying."""
@@ -324,25 +326,32 @@ class _FileRestore:
         for oid, place in self._layout.tablespaces.items():
             self._make_directory(links)
             link = links / oid
-            if link.is_symlink() and link.readlink() == place:
-                continue
-            link.symlink_to(place)
+            if not (link.is_symlink() and link.readlink() == place):
+                link.symlink_to(place)
             if self._owner:
                 os.chown(link, self._owner.uid, self._owner.gid, follow_symlinks=False)
 
     def _make_directory(self, place: Path) -> None:
-        """Make it, with parents; what is made is private and the owner's."""
+        """
+        Make it, with parents; it is private and the owner's. Below our roots also where it is there already:
+        a kill between making it and giving it away leaves it to root, and the server could not read it.
+        """
+        if place in self._made:
+            return
+        if place not in self._roots:
+            self._make_directory(place.parent)
         missing = []
-        while not place.is_dir():
-            missing.append(place)
-            place = place.parent
+        above = place
+        while not above.is_dir():
+            missing.append(above)
+            above = above.parent
         for one in reversed(missing):
             one.mkdir(mode=0o700)
-        known = self._layout.roots()
-        for one in missing or ([place] if place in known else []):
+        for one in missing or [place]:
             one.chmod(0o700)
             if self._owner:
                 os.chown(one, self._owner.uid, self._owner.gid)
+        self._made.add(place)
 
     def _make_file(self, path: str, entry: FileEntry) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -177,6 +177,19 @@ def test_a_killed_restore_goes_on(tmp_path: Path, kill_at: int) -> None:
     assert len(files.fetched) < 3 or kill_at < 6
 
 
+@pytest.mark.parametrize("name", ["base", "base/1", "pg_wal", "."])
+def test_a_directory_that_a_kill_left_half_made_is_put_right(tmp_path: Path, name: str) -> None:
+    """Made, and neither private nor the owner's yet."""
+    files = FakeFiles(some_files())
+    files.writes_left = 0
+    with pytest.raises(Killed):
+        restore_files(files, request_for(tmp_path / "new"))
+    (tmp_path / "new" / name).chmod(0o755)
+    files.writes_left = None
+    restore_files(files, request_for(tmp_path / "new"))
+    assert (tmp_path / "new" / name).stat().st_mode & 0o777 == 0o700
+
+
 def test_kills_did_happen_and_packs_were_skipped(tmp_path: Path) -> None:
     files = FakeFiles(some_files())
     files.writes_left = 6
