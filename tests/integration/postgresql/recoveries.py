@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from cloudsave.recovery.restore import RestoreRequest, restore_files
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.reader import BackupReader
 from cloudsave.repository.repository import Repository
+from cloudsave.store.api import ObjectStore
 from cloudsave.store.memory import MemoryStore
 from cloudsave.telemetry import NoProgress
 from tests.integration.postgresql.cluster import Cluster
@@ -44,17 +46,25 @@ class Protected:
     """A server under capture, its repository in memory."""
 
     cluster: Cluster
-    store: MemoryStore
+    store: ObjectStore
     engine: PostgresEngine
     lineage: Lineage
 
     @classmethod
-    def begin(cls, cluster: Cluster) -> Protected:
-        """A server and an empty repository."""
-        store = MemoryStore()
-        created = Repository.create(store, passphrase=None, clock=SYSTEM_CLOCK)
+    def begin(
+        cls, cluster: Cluster, store: ObjectStore | None = None, *, passphrase: str | None = None
+    ) -> Protected:
+        """A server and an empty repository, in memory where nothing else is said."""
+        store = store or MemoryStore()
+        created = Repository.create(store, passphrase=passphrase, clock=SYSTEM_CLOCK)
         engine = PostgresEngine(cluster.url)
         return cls(cluster, store, engine, created.repository.lineage(engine.identify().lineage))
+
+    @property
+    def objects(self) -> dict[str, tuple[bytes, datetime]]:
+        """What is stored in memory, to be damaged."""
+        assert isinstance(self.store, MemoryStore)
+        return self.store.objects
 
     def succeeded_by(self, cluster: Cluster) -> Protected:
         """The same repository, the server that took over."""

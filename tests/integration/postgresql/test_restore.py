@@ -109,9 +109,9 @@ def test_a_missing_log_object_is_a_refusal_and_not_an_earlier_end(cluster: Clust
     protected, _, amid = filled(cluster)
     whole = protected.plan(LATEST)
     lost = whole.segments[len(whole.segments) // 2]
-    names = [name for name in protected.store.objects if f"/{lost.first:016x}-{lost.last:016x}" in name]
+    names = [name for name in protected.objects if f"/{lost.first:016x}-{lost.last:016x}" in name]
     assert len(names) == 1
-    del protected.store.objects[names[0]]
+    del protected.objects[names[0]]
     with pytest.raises(TargetUnreachable) as caught:
         protected.plan(LATEST)
     assert caught.value.before is not None
@@ -161,8 +161,8 @@ def test_a_promotion_is_followed_and_a_missing_history_is_a_refusal(cluster: Clu
     target = Target(TargetKind.TIME, time=amid)
     with restored(successor, target) as found, found.connect() as connection:
         assert connection.execute("SELECT array_agg(i ORDER BY i) FROM t").fetchone() == ([1, 2],)
-    history = next(name for name in protected.store.objects if name.endswith("00000002/history"))
-    del protected.store.objects[history]
+    history = next(name for name in protected.objects if name.endswith("00000002/history"))
+    del protected.objects[history]
     with pytest.raises(TargetUnreachable, match="history of branch 00000002"):
         successor.plan(LATEST)
 
@@ -237,11 +237,11 @@ def test_damaged_log_stops_the_recovery_and_is_told_as_such(cluster: Cluster) ->
     plan = protected.plan(LATEST)
     directory = protected.restore_files(plan)
     victim = plan.segments[-3]
-    name = next(one for one in protected.store.objects if f"{victim.first:016x}-{victim.last:016x}" in one)
-    content, at = protected.store.objects[name]
+    name = next(one for one in protected.objects if f"{victim.first:016x}-{victim.last:016x}" in one)
+    content, at = protected.objects[name]
     damaged = bytearray(content)
     damaged[len(damaged) // 2] ^= 1
-    protected.store.objects[name] = (bytes(damaged), at)
+    protected.objects[name] = (bytes(damaged), at)
     server = PostgresTarget()
     context = BringUpContext(protected.lineage, DIALECT, server, SYSTEM_CLOCK, NoProgress())
     with pytest.raises(IntegrityError, match="damaged"):

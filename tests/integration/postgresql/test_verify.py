@@ -33,7 +33,7 @@ def verified(protected: Protected, *, read_all: bool, backup_id: str | None = No
 
 def names(protected: Protected, part: str) -> list[str]:
     """Names of stored objects with `part` in them."""
-    return sorted(name for name in protected.store.objects if part in name)
+    return sorted(name for name in protected.objects if part in name)
 
 
 @pytest.mark.parametrize("read_all", [False, True])
@@ -48,25 +48,25 @@ def test_a_sound_repository_has_no_problem(protected: Protected, read_all: bool)
 @pytest.mark.parametrize("part", ["/packs/", "/maps/", "/logs/00000001/", "/backups/"])
 def test_a_missing_object_is_found_at_once(protected: Protected, part: str) -> None:
     found = names(protected, part)
-    del protected.store.objects[found[len(found) // 2]]
+    del protected.objects[found[len(found) // 2]]
     assert has_problem(verified(protected, read_all=False))
 
 
 @pytest.mark.parametrize("part", ["/packs/", "/maps/", "/logs/00000001/", "/backups/"])
 def test_truncation_is_found_at_once(protected: Protected, part: str) -> None:
     name = names(protected, part)[0]
-    content, at = protected.store.objects[name]
-    protected.store.objects[name] = (content[:-1000] if len(content) > 2000 else content[:-1], at)
+    content, at = protected.objects[name]
+    protected.objects[name] = (content[:-1000] if len(content) > 2000 else content[:-1], at)
     assert has_problem(verified(protected, read_all=part == "/logs/00000001/"))
 
 
 @pytest.mark.parametrize("part", ["/packs/", "/maps/", "/logs/00000001/", "/backups/"])
 def test_one_flipped_bit_is_found_when_all_is_read(protected: Protected, part: str) -> None:
     name = names(protected, part)[0]
-    content, at = protected.store.objects[name]
+    content, at = protected.objects[name]
     damaged = bytearray(content)
     damaged[len(damaged) // 2] ^= 1
-    protected.store.objects[name] = (bytes(damaged), at)
+    protected.objects[name] = (bytes(damaged), at)
     findings = verified(protected, read_all=True)
     assert has_problem(findings)
     assert all(one.hint for one in findings if one.severity is Severity.PROBLEM)
