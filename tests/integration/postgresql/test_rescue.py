@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloudsave.clock import SYSTEM_CLOCK
-from cloudsave.engines.postgresql.engine import PostgresEngine
 from cloudsave.model.ledger import Ledger
+from cloudsave.repository.keys import Secret
 from cloudsave.repository.log_objects import log_object_name
 from cloudsave.repository.repository import Repository
 from cloudsave.store.posix import PosixStore
@@ -30,16 +32,10 @@ STATE_SQL = """
 """
 
 
-class ProtectedOnDisk(Protected):
-    """A server under capture, its repository in a directory, opened by a passphrase."""
-
-    def __post_init__(self) -> None:
-        self.directory = self.cluster.factory.folder() / "repository"
-        store = PosixStore(self.directory)
-        created = Repository.create(store, passphrase=PASSPHRASE, clock=SYSTEM_CLOCK)
-        self.engine = PostgresEngine(self.cluster.url)
-        self.lineage = created.repository.lineage(self.engine.identify().lineage)
-        self.repository_key = created.repository._key
+def protect(cluster: Cluster) -> tuple[Protected, Path]:
+    """A server with a repository in a directory, opened by a passphrase."""
+    directory = cluster.factory.folder() / "repository"
+    return Protected.begin(cluster, PosixStore(directory), passphrase=PASSPHRASE), directory
 
 
 def rescue(repository: Path, *arguments: object, secret: Path) -> subprocess.CompletedProcess[str]:
@@ -73,7 +69,7 @@ def test_rescue_restores_a_server_with_all_its_log(
     cluster = clusters.create(postgresql_major, tablespaces=["apart"])
     cluster.pgbench_init()
     cluster.psql("CREATE TABLE apart (id int, t text) TABLESPACE apart")
-    protected = ProtectedOnDisk(cluster)
+    protected, repository = protect(cluster)
     with protected.captured() as capture:
         protected.back_up(mode="remote")
         cluster.psql("INSERT INTO apart SELECT g, repeat('x', 500) FROM generate_series(1, 3000) g")
@@ -89,13 +85,13 @@ def test_rescue_restores_a_server_with_all_its_log(
     root = cluster.factory.folder()
     secret = passphrase_file(tmp_path)
 
-    listed = rescue(protected.directory, "list", secret=secret)
+    listed = rescue(repository, "list", secret=secret)
     assert listed.returncode == 0, listed.stderr
     assert manifest.backup_id in listed.stdout
     assert "log of branch 00000001" in listed.stdout
 
     arguments = ("restore", manifest.backup_id, "--into", root / "data", "--wal-into", root / "wal")
-    done = rescue(protected.directory, *arguments, secret=secret)
+    done = rescue(repository, *arguments, secret=secret)
     assert done.returncode == 0, done.stderr
     assert (root / "data" / "recovery.signal").exists()
     assert {path.stat().st_size for path in (root / "wal").iterdir()} == {manifest.log_file_bytes}
@@ -111,35 +107,36 @@ def test_rescue_restores_a_server_with_all_its_log(
     server.stop()
     server.verify_checksums()
 
-    again = rescue(protected.directory, *arguments, secret=secret)
+    again = rescue(repository, *arguments, secret=secret)
     assert again.returncode == 1
     assert "is not an empty directory" in again.stderr
 
 
 @pytest.mark.postgresql_majors("18")
 def test_rescue_refuses_damage_and_wrong_keys(cluster: Cluster, tmp_path: Path) -> None:
-    protected = ProtectedOnDisk(cluster)
+    protected, repository = protect(cluster)
     with protected.captured() as capture:
         manifest = protected.back_up()
         protected.catch_up(capture)
     cluster.stop()
     secret = passphrase_file(tmp_path)
-    lineage = protected.directory / protected.lineage.root
+    lineage = repository / protected.lineage.root
     place = random.Random(1)
 
     def attempt(number: int, secret: Path = secret) -> subprocess.CompletedProcess[str]:
         into, wal = tmp_path / f"into-{number}", tmp_path / f"wal-{number}"
         arguments = ("restore", manifest.backup_id, "--into", into, "--wal-into", wal)
-        return rescue(protected.directory, *arguments, secret=secret)
+        return rescue(repository, *arguments, secret=secret)
 
     raw_key = tmp_path / "repository.key"
-    raw_key.write_bytes(protected.repository_key)
+    opened = Repository.open(PosixStore(repository), secret=Secret(passphrase=PASSPHRASE), clock=SYSTEM_CLOCK)
+    raw_key.write_bytes(opened._key)
     assert attempt(0, raw_key).returncode == 0
 
     cover = Ledger(protected.lineage.logs()).cover(
         [("00000001", 0, None)], manifest.start.offset, manifest.stop.offset
     )
-    log = protected.directory / log_object_name(protected.lineage.id, cover.extents[0].segment)
+    log = repository / log_object_name(protected.lineage.id, cover.extents[0].segment)
     backup = lineage / "backups" / manifest.backup_id
     victims = [*lineage.glob("packs/*"), lineage / "maps" / manifest.maps[0], log, backup]
     for number, victim in enumerate(victims, 1):
@@ -171,7 +168,7 @@ def test_rescue_refuses_damage_and_wrong_keys(cluster: Cluster, tmp_path: Path) 
     done = attempt(1002)
     assert done.returncode == 5
     assert "log that makes the backup consistent is missing" in done.stderr
-    assert rescue(protected.directory, "list", secret=secret).returncode == 0
+    assert rescue(repository, "list", secret=secret).returncode == 0
 
 
 @pytest.mark.postgresql_majors("18")
@@ -180,7 +177,7 @@ def test_rescue_follows_the_log_across_a_promotion(
 ) -> None:
     cluster = clusters.create(postgresql_major)
     cluster.psql("CREATE TABLE events (n int)")
-    protected = ProtectedOnDisk(cluster)
+    protected, repository = protect(cluster)
     with protected.captured() as capture:
         manifest = protected.back_up()
         cluster.psql("INSERT INTO events VALUES (1)")
@@ -189,18 +186,53 @@ def test_rescue_follows_the_log_across_a_promotion(
     cluster.stop()
     standby.promote()
     standby.psql("INSERT INTO events VALUES (2)")
-    protected.engine = PostgresEngine(standby.url)
+    protected = protected.succeeded_by(standby)
     with protected.captured() as capture:
         protected.catch_up(capture, standby)
     standby.stop()
     root = cluster.factory.folder()
     arguments = ("restore", manifest.backup_id, "--into", root / "data", "--wal-into", root / "wal")
-    done = rescue(protected.directory, *arguments, secret=passphrase_file(tmp_path))
+    done = rescue(repository, *arguments, secret=passphrase_file(tmp_path))
     assert done.returncode == 0, done.stderr
     assert (root / "wal" / "00000002.history").exists()
     server = rescued(cluster, root / "data", done.stdout)
     assert server.psql("SELECT n FROM events ORDER BY n").split() == ["1", "2"]
     assert server.timeline() == 3
+
+
+def _row(path: str, kind: str = "file", *, outside: bool = False) -> dict[str, Any]:
+    return {"path": path, "kind": kind, "outside": outside, "mode": 0o600, "size_bytes": 0}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [_row("../x")],
+        [_row("/etc/passwd")],
+        [_row("base/../../x")],
+        [_row("base//x")],
+        [_row("base/./x")],
+        [_row("")],
+        [_row("a\0b")],
+        [_row("/etc/../../x", outside=True)],
+        [_row("/", outside=True)],
+        [_row("base", "link")],
+        [_row("pg_tblspc/../x", "link")],
+        [_row("pg_tblspc/16384", "link"), _row("pg_tblspc/16384/../../x")],
+        [_row("base/1"), _row("base/1")],
+    ],
+)
+def test_rescue_refuses_paths_that_escape(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    specification = importlib.util.spec_from_file_location("rescue", RESCUE)
+    assert specification is not None
+    assert specification.loader is not None
+    program = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(program)
+    harmless = [_row("base/1"), _row("/etc/a", outside=True), _row("base", "directory")]
+    assert len(program.Target({"files": harmless}, tmp_path / "into").places) == 3
+    with pytest.raises(SystemExit, match="rescue: error: "):
+        program.Target({"files": rows}, tmp_path / "into")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rescue_is_short_and_depends_on_nothing_of_ours() -> None:
