@@ -19,16 +19,16 @@ COMMANDS = {
     "source": Entry(
         "cloudsave.cli.source:source", "The database servers to protect: add, list, show, remove."
     ),
-    "restore": Entry("cloudsave.cli.restore:restore", "Bring a database back, to any state that is stored."),
-    "verify": Entry("cloudsave.cli.verify:verify", "Check stored backups and log against what they promise."),
     "check": Entry("cloudsave.cli.check:check", "Is a source protectable, and is it protected?"),
     "backup": Entry("cloudsave.cli.backup:backup", "Take a base backup."),
     "logs": Entry("cloudsave.cli.logs:logs", "The log of a source: capture, status, archive hooks."),
     "list": Entry("cloudsave.cli.catalog:list_backups", "List backups."),
     "ranges": Entry("cloudsave.cli.ranges:ranges", "Show to which states a source can be restored."),
     "show": Entry("cloudsave.cli.catalog:show", "Show one backup."),
+    "restore": Entry("cloudsave.cli.restore:restore", "Bring a database back, to any state that is stored."),
+    "verify": Entry("cloudsave.cli.verify:verify", "Check stored backups and log against what they promise."),
+    "store": Entry("cloudsave.cli.store:store", "Test whether a store keeps the promises that backups need."),
     "key": Entry("cloudsave.cli.key:key", "Passphrases and recipients that open the repository."),
     "demo": Entry("cloudsave.cli.demo:demo", "The whole story on an embedded PostgreSQL in a minute."),
-    "store": Entry("cloudsave.cli.store:store", "Test whether a store keeps the promises that backups need."),
     "completion": Entry("cloudsave.cli.completion:completion", "Print the completion script of a shell."),
 }
