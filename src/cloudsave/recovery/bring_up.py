@@ -5,11 +5,10 @@ what the plan promised, and only then open it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from blake3 import blake3
 
 from cloudsave.clock import Clock
 from cloudsave.engines.api import Dialect, RestoreTarget
@@ -68,7 +67,7 @@ class BroughtUp:
 def recovery_digest(plan: RecoveryPlan) -> str:
     """What decides where replay ends."""
     parts = [plan.backup.backup_id, plan.branch, str(plan.stop.recovery_end), str(plan.stop.inclusive)]
-    return blake3("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def server_request(

@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,12 +78,19 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
+def open_feeder(place: Path, read: Callable[[LogSegment], bytes], *, files: int) -> Feeder:
+    """A feeder whose spool belongs to the server's user."""
+    dialect: Any = NamesOnly()
+    made = Feeder(log_of(files), read, spool=place / "spool", dialect=dialect)
+    user: dict[str, Any] = server_user()
+    made.open({"00000002": b"1\t0/3000000\n"}, uid=user.get("user", -1), gid=user.get("group", -1))
+    return made
+
+
 @pytest.fixture
 def feeder(place: Path) -> Iterator[Feeder]:
     """A feeder of 40 files."""
-    made = Feeder(log_of(40), read_segment, spool=place / "spool", dialect=NamesOnly())  # type: ignore[arg-type]
-    user = server_user()
-    made.open({"00000002": b"1\t0/3000000\n"}, uid=user.get("user", -1), gid=user.get("group", -1))  # type: ignore[arg-type]
+    made = open_feeder(place, read_segment, files=40)
     yield made
     made.close()
 
@@ -140,9 +148,7 @@ def test_an_error_of_the_store_stops_the_server(place: Path) -> None:
     def fail(segment: LogSegment) -> bytes:
         raise OSError("the store is gone")
 
-    made = Feeder(log_of(3), fail, spool=place / "spool", dialect=NamesOnly())  # type: ignore[arg-type]
-    user = server_user()
-    made.open({}, uid=user.get("user", -1), gid=user.get("group", -1))  # type: ignore[arg-type]
+    made = open_feeder(place, fail, files=3)
     try:
         assert ask(made.command(), name_of(2), place)[0] == 255
     finally:
@@ -161,9 +167,7 @@ def test_a_feeder_that_died_in_the_middle_stops_the_server(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay_module, "DEAD_AFTER_SECONDS", 1)
-    made = Feeder(log_of(3), read_segment, spool=place / "spool", dialect=NamesOnly())  # type: ignore[arg-type]
-    user = server_user()
-    made.open({}, uid=user.get("user", -1), gid=user.get("group", -1))  # type: ignore[arg-type]
+    made = open_feeder(place, read_segment, files=3)
     made._stop.set()
     made._thread.join()
     try:
