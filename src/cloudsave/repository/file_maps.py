@@ -23,7 +23,7 @@ from cloudsave.repository.maps import (
     block_count,
     encode_map_object,
 )
-from cloudsave.repository.priors import PriorFile, Priors
+from cloudsave.repository.priors import ParentMap, PriorFile
 
 MAP_OBJECT_BYTES = 1 << 20
 """Segment maps are collected until they have this size."""
@@ -58,7 +58,7 @@ class FileState:
 
     item: Item
     priors: list[PriorFile]
-    parent_entry: FileEntry | None
+    parent_map: ParentMap | None
     pending: int = 0
     """Pieces not read plus runs of blocks not sealed yet."""
     closed: bool = False
@@ -80,7 +80,7 @@ class FileState:
             span = slice(block, block + count)
             equal = np.zeros(len(prints), bool)
             equal[:count] = prior.known[span] & (prior.fingerprints[span] == prints[:count])
-            if number == 0 and self.parent_entry is not None:
+            if number == 0 and self.parent_map is not None:
                 same = bool(equal.all())
             found = equal & keep & ~zero
             keep = keep & ~found
@@ -139,17 +139,16 @@ class MapWriter:
         """Something without content."""
         self._entries.append(entry)
 
-    def add_file(self, state: FileState, entry: FileEntry, priors: Priors) -> None:
+    def add_file(self, state: FileState, entry: FileEntry) -> None:
         """A file whose blocks all have their place."""
         entry = replace(entry, size_bytes=state.size_bytes)
-        parent = state.parent_entry
+        parent = state.parent_map
         if state.size_bytes == 0:
             self._entries.append(entry)
-        elif parent is not None and state.same_as_parent and parent.size_bytes == state.size_bytes:
-            map_id = priors.parent_map_id(parent)
-            self._packs_of_map[map_id] = priors.parent_map_packs(parent)
-            index = self._maps.setdefault(map_id, len(self._maps))
-            self._entries.append(replace(entry, map_index=index, map_ordinal=parent.map_ordinal))
+        elif parent is not None and state.same_as_parent and parent.file_bytes == state.size_bytes:
+            self._packs_of_map[parent.map_id] = parent.packs
+            index = self._maps.setdefault(parent.map_id, len(self._maps))
+            self._entries.append(replace(entry, map_index=index, map_ordinal=parent.ordinal))
         else:
             self._segments.append(self._segment(state).encode())
             self._waiting.append(entry)

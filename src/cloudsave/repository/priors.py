@@ -101,6 +101,17 @@ class _Adopted:
         return PriorFile(fingerprints, known, frame, offset, tuple(places))
 
 
+@dataclass(frozen=True, slots=True)
+class ParentMap:
+    """The parent's map of one file, which may be named again when the file has not changed."""
+
+    map_id: str
+    ordinal: int
+    packs: tuple[str, ...]
+    """All packs that the map object refers to."""
+    file_bytes: int
+
+
 class Priors:
     """Finds stored blocks by path. Used by one thread."""
 
@@ -119,39 +130,31 @@ class Priors:
         self._maps: OrderedDict[int, MapObject] = OrderedDict()
         self._adopted: dict[str, _Adopted] = {}
 
-    def parent_map_id(self, entry: FileEntry) -> str:
-        """Id of the map object of the parent's `entry`."""
-        assert self._parent is not None
-        return self._parent.maps[entry.map_index]
-
-    def parent_map_packs(self, entry: FileEntry) -> tuple[str, ...]:
-        """Packs that the map object of `entry` refers to."""
-        return self._map(entry.map_index).packs
-
-    def find(self, path: str) -> tuple[list[PriorFile], FileEntry | None]:
+    def find(self, path: str) -> tuple[list[PriorFile], ParentMap | None]:
         """
         What is stored of the file at `path`: of the parent, then of unfinished backups.
 
-        The parent's entry is returned only where its whole map object may be named again: neither it nor any
+        The parent's map is returned only where its whole object may be named again: neither it nor any
         pack that it refers to, be it for another file, is missing or about to be deleted.
         """
-        found = []
+        found, named = [], None
         entry = self._entries.get(path)
         if entry is not None and entry.map_index >= 0:
             parent_map = self._map(entry.map_index)
             segment = parent_map.segments[entry.map_ordinal]
             if len(segment.frames) <= FRAMES_PER_SEGMENT_MAX:
                 found.append(expand_segment(segment, parent_map.packs, self._usable))
-            if not found or not self._may_name(entry, parent_map):
-                entry = None
+            named = self._may_name(entry, parent_map) if found else None
         if path in self._adopted:
             found.append(self._adopted[path].expand())
-        return found, entry
+        return found, named
 
-    def _may_name(self, entry: FileEntry, parent_map: MapObject) -> bool:
-        if f"maps/{self.parent_map_id(entry)}" in self._condemned:
-            return False
-        return all(pack in self._usable for pack in parent_map.packs)
+    def _may_name(self, entry: FileEntry, parent_map: MapObject) -> ParentMap | None:
+        assert self._parent is not None
+        map_id = self._parent.maps[entry.map_index]
+        if f"maps/{map_id}" in self._condemned or any(pack not in self._usable for pack in parent_map.packs):
+            return None
+        return ParentMap(map_id, entry.map_ordinal, parent_map.packs, entry.size_bytes)
 
     def _map(self, index: int) -> MapObject:
         if index not in self._maps:

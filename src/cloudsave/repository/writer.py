@@ -251,8 +251,7 @@ class BackupWriter:
         ]
 
     def _new_state(self, item: Item) -> FileState:
-        priors, parent_entry = self._priors.find(item.path)
-        return FileState(item, priors, parent_entry)
+        return FileState(item, *self._priors.find(item.path))
 
     def _close_current(self) -> None:
         state, self._current = self._current, None
@@ -414,7 +413,7 @@ class BackupWriter:
         """With the lock held: a file whose last block has its place gets its map."""
         if state.closed and state.pending == 0 and not state.finished:
             state.finished = True
-            self._maps.add_file(state, _entry(state.item), self._priors)
+            self._maps.add_file(state, _entry(state.item))
 
 
 def _entry(item: Item) -> FileEntry:
