@@ -49,6 +49,8 @@ CONNECT_SECONDS_MAX = 5
 STOP_SECONDS_MAX = 120.0
 LOG_TAIL_LINES = 12
 LOG_NAME = "cloudsave.server.log"
+SOCKET_DIRECTORY_BYTES_MAX = 90
+"""Limit: the path of a Unix socket has 107 bytes; the server's name for it takes up to 16."""
 DATABASES = ("postgres", "template1")
 
 _STATE = """
@@ -95,7 +97,7 @@ class PostgresTarget:
         data = request.data_directory
         major = int((data / "PG_VERSION").read_text().strip())
         found = find_programs(major, request.bin_directory)
-        self._private = Path(tempfile.mkdtemp(prefix="cloudsave-", dir="/tmp"))
+        self._private = _private_directory(data)
         self._programs = readable_programs(found, self._user, self._private / "programs")
         self._write_hba(data)
         self._own(self._private)
@@ -322,6 +324,15 @@ class PostgresTarget:
                 hints=[f"its whole log is {self._log_path()}"],
             )
         return ServerDidNotStart(f"restored server did not {what}")
+
+
+def _private_directory(data: Path) -> Path:
+    """A new directory for the socket: beside the data, where it goes with it, unless its path is too long."""
+    made = Path(tempfile.mkdtemp(prefix=f"{data.name}.run-", dir=data.parent))
+    if len(str(made).encode()) <= SOCKET_DIRECTORY_BYTES_MAX:
+        return made
+    made.rmdir()
+    return Path(tempfile.mkdtemp(prefix="cloudsave-", dir="/tmp"))
 
 
 def _environment() -> dict[str, str]:
