@@ -140,7 +140,15 @@ def expected_of(lineage: Lineage, recovery_key: str) -> dict[str, Any]:
             for one in lineage.logs()
         ],
         "log_digests": [blake3(lineage.read_log(one)).hexdigest() for one in lineage.logs()],
-        "log_indexes": [json.loads(json.dumps(asdict(lineage.log_index(one)))) for one in lineage.logs()],
+        "log_indexes": [
+            json.loads(
+                json.dumps(
+                    asdict(lineage.log_index(one)),
+                    default=lambda commits: [asdict(commit) for commit in commits],
+                )
+            )
+            for one in lineage.logs()
+        ],
     }
 
 

@@ -123,7 +123,14 @@ def test_its_log_is_what_it_was(lineage: Lineage, expected: dict[str, Any]) -> N
         "logs"
     ]
     assert [blake3(lineage.read_log(one)).hexdigest() for one in logs] == expected["log_digests"]
-    indexes = [json.loads(json.dumps(asdict(lineage.log_index(one)))) for one in logs]
+    indexes = [
+        json.loads(
+            json.dumps(
+                asdict(lineage.log_index(one)), default=lambda commits: [asdict(commit) for commit in commits]
+            )
+        )
+        for one in logs
+    ]
     assert_holds(indexes, expected["log_indexes"])
     assert lineage.histories() == {"00000002": HISTORY}
     assert lineage.holes() == [LogHole("00000001", SEGMENT + 2000, SEGMENT + 2500, "the server removed it")]

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from cloudsave.engines.api import LogIndexer
 from cloudsave.logs.status import CaptureOptions
-from cloudsave.model.log import LogHole, LogIndex, LogSegment
+from cloudsave.model.log import Commits, LogHole, LogIndex, LogSegment
 
 
 class LogArchive(Protocol):
@@ -82,8 +82,10 @@ class WriterStart:
 
 def segment_of(branch: str, first: int, last: int, index: LogIndex) -> LogSegment:
     """The segment of a stretch with the earliest and the latest instant of its commits."""
-    instants = [commit.instant_us for commit in index.commits]
-    return LogSegment(branch, first, last, min(instants, default=0), max(instants, default=0))
+    if not index.commits:
+        return LogSegment(branch, first, last)
+    instants = index.commits.instants
+    return LogSegment(branch, first, last, int(instants.min()), int(instants.max()))
 
 
 def merged_index(indexes: Sequence[LogIndex]) -> LogIndex:
@@ -91,7 +93,7 @@ def merged_index(indexes: Sequence[LogIndex]) -> LogIndex:
     firsts = [one.record_first for one in indexes if one.record_first is not None]
     lasts = [one.record_last for one in indexes if one.record_last is not None]
     return LogIndex(
-        commits=tuple(commit for one in indexes for commit in one.commits),
+        commits=Commits.joined([one.commits for one in indexes]),
         restore_points=tuple(point for one in indexes for point in one.restore_points),
         record_first=firsts[0] if firsts else None,
         record_last=lasts[-1] if lasts else None,

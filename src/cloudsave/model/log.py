@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -33,6 +39,66 @@ class Commit:
     transaction: int
 
 
+class Commits(Sequence[Commit]):
+    """
+    Commits in log order, kept as four rows of 64-bit integers (offset, end offset, instant, transaction).
+
+    A busy hour has millions of them: an object is made only of those that are looked at.
+    """
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: npt.NDArray[np.int64]) -> None:
+        self.rows = rows
+
+    @classmethod
+    def of(cls, commits: Iterable[Commit]) -> Commits:
+        """From single commits."""
+        if isinstance(commits, Commits):
+            return commits
+        values = [(c.offset, c.end_offset, c.instant_us, c.transaction) for c in commits]
+        return cls(np.array(values, np.int64).reshape(len(values), 4).T)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Commits]) -> Commits:
+        """The commits of several stretches as one."""
+        return cls(
+            np.concatenate([part.rows for part in parts], axis=1) if parts else np.empty((4, 0), np.int64)
+        )
+
+    @property
+    def instants(self) -> npt.NDArray[np.int64]:
+        """Their time stamps, in log order (which is not the order of time)."""
+        instants: npt.NDArray[np.int64] = self.rows[2]
+        return instants
+
+    def __len__(self) -> int:
+        return int(self.rows.shape[1])
+
+    def __iter__(self) -> Iterator[Commit]:
+        return itertools.starmap(Commit, self.rows.T.tolist())
+
+    @overload
+    def __getitem__(self, index: int) -> Commit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Commits: ...
+    def __getitem__(self, index: int | slice) -> Commit | Commits:
+        if isinstance(index, slice):
+            return Commits(self.rows[:, index])
+        return Commit(*self.rows[:, index].tolist())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Commits):
+            return np.array_equal(self.rows, other.rows)
+        return isinstance(other, tuple) and tuple(self) == other
+
+    def __hash__(self) -> int:
+        return hash(self.rows.tobytes())
+
+    def __repr__(self) -> str:
+        return f"Commits({list(self)!r})"
+
+
 @dataclass(frozen=True, slots=True)
 class RestorePoint:
     """A named restore point in the log."""
@@ -55,12 +121,16 @@ class LogIndex:
     unknown.
     """
 
-    commits: tuple[Commit, ...] = ()
+    commits: Commits = field(default_factory=lambda: Commits.of(()))
+    """Given as any sequence of commits."""
     restore_points: tuple[RestorePoint, ...] = ()
     record_first: int | None = None
     record_last: int | None = None
     records_end: int = 0
     complete_until_us: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "commits", Commits.of(self.commits))
 
 
 @dataclass(frozen=True, slots=True)

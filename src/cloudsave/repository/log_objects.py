@@ -26,7 +26,7 @@ import numpy as np
 
 from cloudsave.clock import Clock
 from cloudsave.errors import IntegrityError
-from cloudsave.model.log import Commit, LogIndex, LogSegment, RestorePoint
+from cloudsave.model.log import Commits, LogIndex, LogSegment, RestorePoint
 from cloudsave.repository.container import (
     FRAME_HEADER,
     HEADER_BYTES,
@@ -131,16 +131,7 @@ def _encode_index(segment: LogSegment, index: LogIndex) -> bytes:
             "restore_points": [[p.offset, p.end_offset, p.instant_us, p.name] for p in index.restore_points],
         }
     ).encode()
-    columns = np.array(
-        [
-            [c.offset for c in index.commits],
-            [c.end_offset for c in index.commits],
-            [c.instant_us for c in index.commits],
-            [c.transaction for c in index.commits],
-        ],
-        dtype="<i8",
-    )
-    return struct.pack("<I", len(head)) + head + columns.tobytes()
+    return struct.pack("<I", len(head)) + head + index.commits.rows.astype("<i8", copy=False).tobytes()
 
 
 def _decode_index(name: str, segment: LogSegment, plain: bytes) -> LogIndex:
@@ -148,14 +139,14 @@ def _decode_index(name: str, segment: LogSegment, plain: bytes) -> LogIndex:
         (length,) = struct.unpack_from("<I", plain)
         head: dict[str, Any] = json.loads(plain[4 : 4 + length])
         count = head["commits"]
-        columns = np.frombuffer(plain, "<i8", 4 * count, 4 + length).reshape(4, count).tolist()
+        columns = np.frombuffer(plain, "<i8", 4 * count, 4 + length).reshape(4, count)
         points = tuple(RestorePoint(*point) for point in head["restore_points"])
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise IntegrityError(f"object {name!r} is damaged", detail="Its index is malformed.") from error
     if (head["branch"], head["first"], head["last"]) != (segment.branch, segment.first, segment.last):
         raise IntegrityError(f"object {name!r} is damaged", detail="Its index names another stretch of log.")
     return LogIndex(
-        commits=tuple(Commit(*row) for row in zip(*columns, strict=True)),
+        commits=Commits(columns.astype(np.int64, copy=False)),
         restore_points=points,
         record_first=head["record_first"],
         record_last=head["record_last"],

@@ -27,7 +27,7 @@ from cloudsave.kernels.wal_walk import (
     WalkStart,
     begin_walk,
 )
-from cloudsave.model.log import Commit, LogIndex, RestorePoint, us_from_instant
+from cloudsave.model.log import Commits, LogIndex, RestorePoint, us_from_instant
 from cloudsave.model.position import Position
 
 EPOCH_US = us_from_instant(datetime(2000, 1, 1, tzinfo=UTC))
@@ -275,11 +275,7 @@ class WalIndexer:
         fed, self._fed = self._fed, []
         walker = self._walker
         index = LogIndex(
-            commits=tuple(
-                Commit(start, end, time + EPOCH_US, xid)
-                for feed in fed
-                for start, end, time, xid, _ in _rows(feed.commits)
-            ),
+            commits=Commits.joined([_columns(feed.commits) for feed in fed]),
             restore_points=tuple(
                 RestorePoint(point.start, point.end, point.time_us + EPOCH_US, point.name)
                 for feed in fed
@@ -297,6 +293,14 @@ def _rows(events: npt.NDArray[np.void]) -> Iterable[tuple[int, int, int, int, in
     """Events as plain numbers: start, end, time, xid, kind."""
     rows: list[tuple[int, int, int, int, int]] = events.tolist()
     return rows
+
+
+def _columns(events: npt.NDArray[np.void]) -> Commits:
+    """Commit events with their times since 1970."""
+    rows = np.empty((4, len(events)), np.int64)
+    rows[0], rows[1], rows[3] = events["start"], events["end"], events["xid"]
+    rows[2] = events["time"] + EPOCH_US
+    return Commits(rows)
 
 
 def _text(name: bytes) -> str:
