@@ -42,6 +42,7 @@ from cloudsave.store.posix_calls import (
     Placement,
     sync_file_system,
     write_all,
+    write_around_cache,
 )
 
 TEMP_DIRECTORY = ".tmp"
@@ -71,6 +72,8 @@ _PASSING = frozenset(
         errno.ETIMEDOUT,
     }
 )
+DIRECT_BYTES_MIN = 1 << 20
+"""Objects of at least this size are written around the page cache."""
 
 
 class PosixStore:
@@ -163,7 +166,8 @@ class PosixStore:
         temp = f"put-{self._clock.random_bytes(16).hex()}"
         file = os.open(temp, _CREATE_FLAGS, _FILE_MODE, dir_fd=temp_dir)
         try:
-            write_all(file, parts)
+            large = sum(len(part) for part in parts) >= DIRECT_BYTES_MIN
+            (write_around_cache if large else write_all)(file, parts)
             os.fdatasync(file)
         except BaseException:
             with contextlib.suppress(OSError):

