@@ -20,7 +20,17 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import bounds, dataset
-from benchmarks.measure import RESULTS, Cost, machine, plain, ratios, spreads, tree_bytes
+from benchmarks.measure import (
+    RESULTS,
+    Cost,
+    machine,
+    plain,
+    ratios,
+    ratios_of_least,
+    spreads,
+    tree_bytes,
+    wait_for_quiet,
+)
 from benchmarks.ours import Ours
 from benchmarks.pgbackrest import PgBackRest, contestants
 
@@ -37,17 +47,19 @@ def measure(tools: list[Ours | PgBackRest], rounds: int) -> Costs:
         for tool in tools:
             tool.prepare()
             os.sync()
+            wait_for_quiet()
             cost = {"backup": tool.backup()}
             target = WORK / "restored"
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(mode=0o700)
             os.sync()
+            wait_for_quiet()
             cost["restore"] = tool.restore(target)
             shutil.rmtree(target)
             label = "warm-up" if number == 0 else f"round {number}"
             said = ", ".join(
                 f"{kind} {one.wall_seconds:.2f} s wall {one.cpu_seconds:.2f} s CPU {one.peak_mb:.0f} MB"
-                + (f" ({one.adopted} adopted)" if one.adopted else "")
+                f" (others {one.others_cpu_seconds:.1f} s{f', {one.adopted} adopted' if one.adopted else ''})"
                 for kind, one in cost.items()
             )
             print(f"{label:8} {tool.name:18} {said}", flush=True)
@@ -74,6 +86,12 @@ def results(server: dataset.Server, tools: list[Ours | PgBackRest], costs: Costs
             peer.name: {kind: plain(ratios(costs[ours.name][kind], costs[peer.name][kind])) for kind in KINDS}
             for peer in peers
         },
+        "ratios_of_least": {
+            peer.name: {
+                kind: ratios_of_least(costs[ours.name][kind], costs[peer.name][kind]) for kind in KINDS
+            }
+            for peer in peers
+        },
         "bounds": {
             "zstd_1_mb_per_second": round(bounds.compress_mb_per_second(server.data, threads=PROCESSES)),
             "direct_write_mb_per_second": round(bounds.write_mb_per_second(WORK)),
@@ -87,9 +105,10 @@ def results(server: dataset.Server, tools: list[Ours | PgBackRest], costs: Costs
 
 def show(result: dict[str, object]) -> None:
     """Medians, and ours by theirs with the spread."""
-    figures, of_ours = result["figures"], result["ratios"]
+    figures, of_ours, of_least = result["figures"], result["ratios"], result["ratios_of_least"]
     assert isinstance(figures, dict)
     assert isinstance(of_ours, dict)
+    assert isinstance(of_least, dict)
     data = int(str(result["data_bytes"])) / 1e6
     print(f"\n{result['server']}, {data:.0f} MB; stored bytes {result['stored_bytes']}")
     bound = result["bounds"]
@@ -103,7 +122,8 @@ def show(result: dict[str, object]) -> None:
                 line += f"  {name} {kinds[kind][figure]['median']:.2f}"
                 if name in of_ours:
                     ratio = of_ours[name][kind][figure]
-                    line += f" (x{ratio['median']:.2f}, {ratio['least']:.2f} to {ratio['greatest']:.2f})"
+                    line += f" (x{ratio['median']:.2f}, {ratio['least']:.2f} to {ratio['greatest']:.2f}; "
+                    line += f"best by best x{of_least[name][kind][figure]:.2f})"
             print(line)
 
 

@@ -7,7 +7,7 @@ AES-256-GCM and BLAKE3 above 2500; together 150 to 300 MB/s).
 A server writes its log beforehand, so that capture is never waiting for it. The bytes are compared with the
 server's files at the end: a fast copy of the wrong bytes counts nothing.
 
-    PYTHONPATH=.:src python benchmarks/bench_capture.py [--postgresql 18] [--megabytes 1024] [--json]
+    python benchmarks/bench_capture.py [--postgresql 18] [--megabytes 1024] [--json]
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.integration.postgresql.cluster import Cluster, ClusterFactory
 from tools import provision

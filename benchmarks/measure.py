@@ -21,6 +21,9 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
+QUIET_SECONDS_MAX = 20
+"""Limit: so long is waited for others to be quiet before a run."""
+QUIET_SHARE = 0.2
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -28,13 +31,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Cost:
     """
     One run. `peak_mb` is the resident size of the largest process; `adopted` counts processes that their
-    parent did not wait for.
+    parent did not wait for; `others_cpu_seconds` is what all else on this machine computed meanwhile, the
+    database server included: a run with much of it was disturbed.
     """
 
     wall_seconds: float
     cpu_seconds: float
     peak_mb: float
     adopted: int = 0
+    others_cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Cost
     if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         sys.exit("could not become the parent of orphans")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    begin = time.perf_counter()
+    busy, begin = _busy_cpu_seconds(), time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
     )
@@ -78,7 +83,24 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Cost
         sys.exit(f"{' '.join(command)} failed with {process.returncode}:\n{said}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-    return Cost(wall, cpu, peak / 1024, adopted)
+    return Cost(wall, cpu, peak / 1024, adopted, max(0.0, _busy_cpu_seconds() - busy - cpu))
+
+
+def _busy_cpu_seconds() -> float:
+    """What the whole machine has computed since it started: all columns but idle and waiting."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    return sum(int(ticks) for column, ticks in enumerate(fields) if column not in (3, 4)) / os.sysconf(
+        "SC_CLK_TCK"
+    )
+
+
+def wait_for_quiet() -> None:
+    """Return when the machine was mostly idle for a second, or when that did not come about in time."""
+    for _ in range(QUIET_SECONDS_MAX):
+        busy = _busy_cpu_seconds()
+        time.sleep(1)
+        if _busy_cpu_seconds() - busy < QUIET_SHARE * len(os.sched_getaffinity(0)):
+            return
 
 
 def _orphans() -> list[resource.struct_rusage]:
@@ -94,6 +116,16 @@ def _orphans() -> list[resource.struct_rusage]:
 def spreads(costs: Sequence[Cost]) -> dict[str, Spread]:
     """Each figure of repeated runs."""
     return {figure: Spread.of([getattr(cost, figure) for cost in costs]) for figure in FIGURES}
+
+
+def ratios_of_least(ours: Sequence[Cost], theirs: Sequence[Cost]) -> dict[str, float]:
+    """Our best run by their best: what others do on the machine can only make a run slower."""
+    return {
+        figure: round(
+            min(getattr(cost, figure) for cost in ours) / min(getattr(cost, figure) for cost in theirs), 3
+        )
+        for figure in FIGURES
+    }
 
 
 def ratios(ours: Sequence[Cost], theirs: Sequence[Cost]) -> dict[str, Spread]:
@@ -123,7 +155,8 @@ def machine() -> dict[str, object]:
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "load_before": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 2),
+        "niceness": os.nice(0),
     }
 
 
