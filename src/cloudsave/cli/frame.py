@@ -259,4 +259,8 @@ def _parse_flag(name: str, text: str) -> Value:
         return parse_text(entry, text)
     except BadValue as error:
         flag = name.rpartition(".")[2].replace("_", "-") if name != "repository.url" else "repository"
-        raise UsageError(f"cannot use option --{flag}", detail=f"Its value {error}.") from None
+        raise UsageError(
+            f"cannot use option --{flag}",
+            detail=f"Its value {error}.",
+            hints=["docs/reference/configuration.md lists all options and their values"],
+        ) from None

@@ -128,7 +128,11 @@ def _target(context: CommandContext, formats: Dialect, given: dict[str, Any]) ->
     chosen = [flag for flag in TARGET_FLAGS if given[flag] not in (None, False)]
     # A position beside a transaction or a name says which of several is meant.
     if len(chosen) > 1 and not (len(chosen) == 2 and "position" in chosen and _has_record(chosen)):
-        raise UsageError("a restore has one target", detail=f"Given are {', '.join(chosen)}.")
+        raise UsageError(
+            "a restore has one target",
+            detail=f"Given are {', '.join(chosen)}.",
+            hints=["keep one of them; --position may stand beside --transaction or --name"],
+        )
     branch = given["branch"]
     position = None
     if given["position"] is not None:
@@ -142,7 +146,10 @@ def _target(context: CommandContext, formats: Dialect, given: dict[str, Any]) ->
     }
     kind = next((kinds[flag] for flag in kinds if flag in chosen), TargetKind.LATEST)
     if given["exclusive"] and kind in (TargetKind.LATEST, TargetKind.IMMEDIATE, TargetKind.NAME):
-        raise UsageError("--exclusive goes with --time, --position or --transaction")
+        raise UsageError(
+            "--exclusive goes with --time, --position or --transaction",
+            hints=["leave --exclusive out, or name one of these"],
+        )
     time = parse_instant(given["time"], zone_name=context.zone_name) if given["time"] else None
     return Target(
         kind,

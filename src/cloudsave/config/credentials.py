@@ -115,7 +115,11 @@ def _read(path: Path, *, private: bool) -> bytes:
                 )
             return stream.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
-        raise ConfigurationError(f'cannot read secret file "{path}"', detail=f"{error.strerror}.") from None
+        raise ConfigurationError(
+            f'cannot read secret file "{path}"',
+            detail=f"{error.strerror}.",
+            hints=["is its name right, and may this user read it?"],
+        ) from None
 
 
 def _text(content: bytes, *, place: str) -> str:

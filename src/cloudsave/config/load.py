@@ -42,6 +42,7 @@ _PASSWORD_HINTS = (
     "put the password into ~/.pgpass (mode 0600), or into a file that PGPASSFILE or the URL's passfile names",
     "PGPASSWORD or a service file (PGSERVICEFILE) work as well",
 )
+REFERENCE_HINT = "docs/reference/configuration.md lists all keys and their values"
 _T = TypeVar("_T")
 
 
@@ -69,7 +70,10 @@ def load_config(
         file = read_file(candidate)
         if file is None:
             if path is not None and not missing_ok:
-                raise ConfigurationError(f'configuration file "{path}" does not exist')
+                raise ConfigurationError(
+                    f'configuration file "{path}" does not exist',
+                    hints=["is the name after --config or in CLOUDSAVE_CONFIG right?"],
+                )
             continue
         read.append(candidate)
         settings |= _file_settings(file)
@@ -153,7 +157,9 @@ def checked_value(entry: Option, value: object, *, place: str, name: str = "") -
     except BadValue as error:
         shown = "" if entry.secret else f" in {place}"
         raise ConfigurationError(
-            f"cannot use configuration value of {name or entry.toml}", detail=f"The value{shown} {error}."
+            f"cannot use configuration value of {name or entry.toml}",
+            detail=f"The value{shown} {error}.",
+            hints=[REFERENCE_HINT],
         ) from None
 
 
@@ -163,7 +169,7 @@ def _unknown(file: ConfigFile, keys: tuple[str, ...], known: Iterable[str]) -> C
     return ConfigurationError(
         f"unknown configuration key {name!r}",
         detail=f"It stands in {file.place(*keys)}.",
-        hints=[*_did_you_mean(given, list(known)), "docs/reference/configuration.md lists all keys"],
+        hints=[*_did_you_mean(given, list(known)), REFERENCE_HINT],
     )
 
 
@@ -228,7 +234,9 @@ def _environment_value(entry: Option, variable: str, environ: Mapping[str, str])
         return parse_text(entry, environ[variable])
     except BadValue as error:
         raise ConfigurationError(
-            f"cannot use environment variable {variable}", detail=f"Its value {error}."
+            f"cannot use environment variable {variable}",
+            detail=f"Its value {error}.",
+            hints=[REFERENCE_HINT],
         ) from None
 
 

@@ -19,6 +19,7 @@ from cloudsave.errors import EngineError, EngineUnavailable, PermissionMissing, 
 
 CONNECT_TIMEOUT_SECONDS = 15
 """Limit: one host of the URL answers within this."""
+PORT_MAX = 65535
 LOCK_TIMEOUT_MS = 10_000
 """Limit: we wait for no lock of the database longer than this."""
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
@@ -58,11 +59,13 @@ def conninfo(url: str, **overrides: str | int) -> str:
     """
     The libpq connection string of a source URL, with keep-alives and `overrides`. Raises: UnusableUrl.
 
-    An "@" left in the host is refused: it is the rest of a password that was not percent-encoded.
+    An "@" left in the host is refused: it is the rest of a password that was not percent-encoded. So is a
+    port that is none, which would show itself as a host that cannot be found.
     """
     try:
         given = conninfo_to_dict(url)
-        if "@" in str(given.get("host", "")):
+        ports = [port for port in str(given.get("port", "")).split(",") if port]
+        if "@" in str(given.get("host", "")) or not all(map(_is_port, ports)):
             raise psycopg.ProgrammingError
         merged = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, **_KEEPALIVES, **given, **overrides}
         return make_conninfo("", **merged)
@@ -76,6 +79,10 @@ def conninfo(url: str, **overrides: str | int) -> str:
                 "are special characters in user, password and names percent-encoded?",
             ],
         ) from None
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 1 <= int(text) <= PORT_MAX
 
 
 def connect(url: str, *, application_name: str, dbname: str | None = None) -> psycopg.Connection:
