@@ -95,8 +95,8 @@ class ServerRequest:
     """Listen on nothing but a private Unix socket directory."""
     fetch_command: str
     """The command that recovery runs for each log file; `%f` name, `%p` destination."""
-    recovery_end: int | None
-    """Offset at which recovery stops; None: as soon as the backup is consistent."""
+    recovery_end: int
+    """Recovery stops at the first record that begins here or later."""
     inclusive: bool
     """Whether a record that begins at `recovery_end` is replayed."""
     branch: str

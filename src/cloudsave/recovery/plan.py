@@ -34,9 +34,9 @@ CANDIDATES_LISTED_MAX = 8
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Where replay stops: at a record that begins at or after `recovery_end` (None: once consistent)."""
+    """Where replay stops: at the first record that begins at or after `recovery_end`."""
 
-    recovery_end: int | None
+    recovery_end: int
     inclusive: bool
     log_end: int
     """All log before this must be at hand."""
@@ -111,14 +111,12 @@ class RecoveryPlan:
     def describe(self) -> list[str]:
         """The plan for people, one fact a line."""
         last, left_out = self.last_commit, self.first_left_out
-        way = "once it is consistent" if self.stop.recovery_end is None else self.position_text
-        if self.stop.recovery_end is not None:
-            way += ", that record included" if self.stop.inclusive else ", that record left out"
+        way = "included" if self.stop.inclusive else "left out"
         lines = [
             f"backup       {self.backup.backup_id} ({self.backup.data_bytes} bytes of files)",
             f"branches     {' -> '.join(step[0] for step in self.path)}",
             f"log          {len(self.segments)} objects, {self.log_bytes} bytes to replay",
-            f"stops at     {way}",
+            f"stops at     {self.position_text}, that record {way}",
             f"last commit  {_commit_text(last)}",
             f"left out     {_commit_text(left_out)}",
             "steps        restore files, replay log, pause at the target and compare, then open",
@@ -193,22 +191,31 @@ def _offset_on_path(reach: Reach) -> int:
 
 def _plan_position(reach: Reach, offset: int) -> tuple[BackupSummary, Stop]:
     inclusive = reach.target.inclusive
-    for backup, log in reach.covered():
+    for backup, _ in reach.covered():
         if backup.stop.offset > offset:
             continue
-        known_end = log.record_after(offset)
-        tail = log.tail()
-        if known_end is None and tail.record is not None and tail.record >= offset:
-            known_end = tail.end
-        if known_end is not None:
-            low = offset if inclusive else offset - RECORD_BEGIN_SLACK_BYTES
-            return backup, Stop(offset, inclusive, known_end, low, max(known_end, offset))
-        # Without a record that begins at the position, everything before it is what was asked for; but for
-        # "inclusive" at the very end: the record that begins there may exist and is not stored.
-        if offset < tail.end or (offset == tail.end and not inclusive):
-            return backup, _at_tail(reach, backup, log)
+        stop = _stop_at(reach, backup, offset, inclusive=inclusive)
+        if stop is not None:
+            return backup, stop
         break
     raise reach.refuse(f"target position {reach.text(offset)} is not reachable", offset=offset)
+
+
+def _stop_at(reach: Reach, backup: BackupSummary, offset: int, *, inclusive: bool) -> Stop | None:
+    """Stop before or after the record that begins at `offset`; None where the log does not reach so far."""
+    log = reach.log_from(backup)
+    known_end = log.record_after(offset)
+    tail = log.tail()
+    if known_end is None and tail.record is not None and tail.record >= offset:
+        known_end = tail.end
+    if known_end is not None:
+        low = offset if inclusive else offset - RECORD_BEGIN_SLACK_BYTES
+        return Stop(offset, inclusive, known_end, low, max(known_end, offset))
+    # Without a record that begins at the position, everything before it is what was asked for; but for
+    # "inclusive" at the very end: the record that begins there may exist and is not stored.
+    if offset < tail.end or (offset == tail.end and not inclusive):
+        return _at_tail(reach, backup, log)
+    return None
 
 
 def _plan_record(reach: Reach) -> tuple[BackupSummary, Stop]:
@@ -283,12 +290,20 @@ def _plan_latest(reach: Reach) -> tuple[BackupSummary, Stop]:
 
 
 def _plan_immediate(reach: Reach) -> tuple[BackupSummary, Stop]:
+    """
+    Before the first record after the backup. The server's own "immediate" sees that it is consistent only
+    when it has read one more record, which may not be stored.
+
+    Source: PostgreSQL recoveryStopsAfter(), which looks at records of transactions alone.
+    """
     for backup, _ in reach.covered():
-        offset = backup.stop.offset
+        stop = _stop_at(reach, backup, backup.stop.offset, inclusive=False)
+        if stop is None:
+            continue
         notes: tuple[str, ...] = ()
         if backup is not reach.backups[0]:
             notes = (f"newer backup {reach.backups[0].backup_id} lacks log and cannot be used",)
-        return backup, replace(_after(None, offset), notes=notes)
+        return backup, replace(stop, notes=notes)
     raise reach.refuse(f"no backup of branch {reach.branch} can be made consistent")
 
 
@@ -307,8 +322,8 @@ def _before(commit: Commit) -> Stop:
     )
 
 
-def _after(record: int | None, end: int) -> Stop:
-    """Stop after the record [record, end); None: as soon as the backup, which stops at `end`, permits."""
+def _after(record: int, end: int) -> Stop:
+    """Stop after the record [record, end)."""
     return Stop(
         recovery_end=record,
         inclusive=True,
@@ -330,25 +345,22 @@ def _at_tail(reach: Reach, backup: BackupSummary, log: LogPath) -> Stop:
 
 
 def _assemble(reach: Reach, backup: BackupSummary, stop: Stop) -> RecoveryPlan:
-    path = tuple(step for step in reach.path if step[2] is None or step[2] > backup.log_begin)
-    needed = [
-        branch
-        for branch, begin, end in path
-        if (begin < stop.log_end or branch == reach.branch) and (end is None or end > backup.start.offset)
-    ]
-    histories = tuple(branch for branch in needed if branch != reach.history.first_branch)
-    for branch in histories:
-        reach.need_history(branch)
-    cover = reach.ledger.cover(path, backup.log_begin, stop.log_end)
+    path, branch = _path_to(reach, backup, stop)
+    needed = [step for step, _, end in path if end is None or end > backup.start.offset]
+    histories = tuple(step for step in needed if step != reach.history.first_branch)
+    for step in histories:
+        reach.need_history(step)
+    # Over the whole path: the end of a branch may be stored with its child alone, which repeats it.
+    cover = reach.ledger.cover(reach.path, backup.log_begin, stop.log_end)
     if not cover.complete:
         raise reach.refuse("the target is not reachable", offset=cover.end)
     log = reach.log_from(backup)
-    position = stop.log_end if stop.recovery_end is None else stop.recovery_end
-    bound = position + 1 if stop.inclusive and stop.recovery_end is not None else position
+    position = stop.recovery_end
+    bound = position + 1 if stop.inclusive else position
     return RecoveryPlan(
         target=reach.target,
         backup=backup,
-        branch=reach.branch,
+        branch=branch,
         path=path,
         extents=cover.extents,
         stop=stop,
@@ -358,6 +370,20 @@ def _assemble(reach: Reach, backup: BackupSummary, stop: Stop) -> RecoveryPlan:
         position_text=reach.text(position),
         notes=(*stop.notes, *_notes(reach, backup)),
     )
+
+
+def _path_to(reach: Reach, backup: BackupSummary, stop: Stop) -> tuple[tuple[Stretch, ...], str]:
+    """
+    The stretches from the backup to the stop, and the branch of the last one, which the server is to follow.
+
+    A server that is told to follow a later branch, and stops before that one began, writes a history in
+    which the later branch ends before it begins.
+    Source: PostgreSQL writeTimeLineHistory(), called with the target timeline as the parent.
+    """
+    steps = [step for step in reach.path if step[2] is None or step[2] > backup.log_begin]
+    reached = [step for step in steps if step[1] < stop.log_end] or steps[:1]
+    branch, begin, _ = reached[-1]
+    return (*reached[:-1], (branch, begin, None)), branch
 
 
 def _notes(reach: Reach, backup: BackupSummary) -> Iterator[str]:

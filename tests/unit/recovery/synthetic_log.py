@@ -126,12 +126,10 @@ def replay(world: World, plan: RecoveryPlan) -> list[Record]:
             continue
         if record.end > available_end:
             break
-        if end is not None and not inclusive and record.offset >= end:
+        if not inclusive and record.offset >= end:
             return _consistent(applied, consistent, plan.log_begin)
         applied.append(record)
-        if (end is None and record.end >= consistent) or (
-            end is not None and inclusive and record.offset >= end
-        ):
+        if inclusive and record.offset >= end:
             return _consistent(applied, consistent, plan.log_begin)
     raise ReplayFailed("recovery ended before the target")
 

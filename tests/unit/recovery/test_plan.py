@@ -185,8 +185,8 @@ def test_immediate_takes_the_newest_backup_that_has_its_log() -> None:
     world.backup(2, "1", 290, 310)
     made = plan(world, Target(TargetKind.IMMEDIATE))
     assert made.backup.backup_id == "B1"
-    assert made.stop.recovery_end is None
-    assert made.stop.log_end == 60
+    assert (made.stop.recovery_end, made.stop.inclusive) == (60, False)
+    assert reached(world, Target(TargetKind.IMMEDIATE))[-1] == 5
     assert any("B2" in note for note in made.notes)
 
 
@@ -288,6 +288,36 @@ def test_the_older_branch_is_followed_when_asked_for() -> None:
 def test_a_position_that_the_chosen_branch_never_had_is_refused() -> None:
     with pytest.raises(TargetUnreachable, match="not on the way"):
         plan(world_with_branches(), Target(TargetKind.POSITION, position=Position("1", 240), branch="2"))
+
+
+def test_the_server_is_led_to_the_branch_of_the_stop_and_no_further() -> None:
+    world = world_with_branches()
+    for target in (time_target(1250), Target(TargetKind.IMMEDIATE)):
+        made = plan(world, target)
+        assert (made.branch, made.path, made.histories) == ("1", (("1", 0, None),), ())
+    assert reached(world, time_target(1250))[-1] == 12
+    assert plan(world, time_target(4550)).branch == "2"
+
+
+def test_the_end_of_a_branch_is_taken_from_its_child_where_only_that_has_it() -> None:
+    world = World(records={"1": line(26), "2": [*line(7, first_offset=130, first_number=13)]})
+    world.records["2"] += line(20, first_offset=200, first_number=40)
+    world.ancestors["2"] = (BranchPoint("1", 200),)
+    world.store("1", 0, 130)
+    world.store("2", 130, 400)
+    world.backup(1, "1", 40, 60)
+    made = plan(world, time_target(1550))
+    assert (made.branch, [one.segment.branch for one in made.extents]) == ("1", ["1", "2"])
+    assert reached(world, time_target(1550))[-1] == 15
+
+
+def test_immediate_needs_no_log_after_the_backup() -> None:
+    world = World(records={"1": line(30)})
+    world.store("1", 0, 60)
+    world.backup(1, "1", 40, 60)
+    made = plan(world, Target(TargetKind.IMMEDIATE))
+    assert (made.stop.recovery_end, made.stop.inclusive, made.stop.log_end) == (50, True, 60)
+    assert reached(world, Target(TargetKind.IMMEDIATE))[-1] == 5
 
 
 def test_a_missing_history_file_is_a_refusal() -> None:

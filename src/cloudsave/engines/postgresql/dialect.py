@@ -42,21 +42,22 @@ class PostgresDialect:
 
     def parse_history(self, content: bytes) -> tuple[BranchPoint, ...]:
         """
-        See `Dialect.parse_history`: lines "timeline LSN reason", "#" comments, timelines ascending.
+        See `Dialect.parse_history`; ancestors that gave nothing to the branch are left out.
 
-        Source: PostgreSQL readTimeLineHistory(), src/backend/access/transam/timeline.c.
+        A server that was told to follow timeline 2, and stopped on timeline 1 before 2 began, writes that 2
+        ended where it stopped: before 2 began. What counts is timeline 1 up to there.
+        Source: PostgreSQL tliOfPointInHistory(), src/backend/access/transam/timeline.c: the newest timeline
+        that holds a position is the one.
         """
         points: list[BranchPoint] = []
-        for line in content.splitlines():
-            if not line.strip() or line.lstrip().startswith(b"#"):
-                continue
-            found = _HISTORY_LINE.fullmatch(line)
-            if found is None:
-                raise _damaged(f"it has the line {line[:60]!r}")
-            point = BranchPoint(branch_of(int(found[1])), (int(found[2], 16) << 32) | int(found[3], 16))
-            if points and (point.branch <= points[-1].branch or point.end_offset < points[-1].end_offset):
-                raise _damaged("its timelines do not ascend")
-            points.append(point)
+        for point in _history_lines(content):
+            while points and points[-1].end_offset > point.end_offset:
+                earlier = points.pop()
+                began = points[-1].end_offset if points else 0
+                if began < point.end_offset:
+                    points.append(BranchPoint(earlier.branch, point.end_offset))
+            if point.end_offset > (points[-1].end_offset if points else 0):
+                points.append(point)
         return tuple(points)
 
     def indexer(self, start: Position, *, log_file_bytes: int, system_identifier: str) -> LogIndexer:
@@ -71,6 +72,32 @@ class PostgresDialect:
         """See `Dialect.parse_log_file_name`."""
         found = parse_segment_name(name, segment_bytes=log_file_bytes)
         return None if found is None else Position(branch_of(found[0]), found[1])
+
+
+def followed_branch(history: bytes) -> str:
+    """The branch that a server followed before it wrote this history; "" where it names none."""
+    points = _history_lines(history)
+    return points[-1].branch if points else ""
+
+
+def _history_lines(content: bytes) -> list[BranchPoint]:
+    """
+    Lines "timeline LSN reason", "#" comments, timelines ascending. Raises: IntegrityError.
+
+    Source: PostgreSQL readTimeLineHistory(), src/backend/access/transam/timeline.c.
+    """
+    points: list[BranchPoint] = []
+    for line in content.splitlines():
+        if not line.strip() or line.lstrip().startswith(b"#"):
+            continue
+        found = _HISTORY_LINE.fullmatch(line)
+        if found is None:
+            raise _damaged(f"it has the line {line[:60]!r}")
+        point = BranchPoint(branch_of(int(found[1])), (int(found[2], 16) << 32) | int(found[3], 16))
+        if points and point.branch <= points[-1].branch:
+            raise _damaged("its timelines do not ascend")
+        points.append(point)
+    return points
 
 
 def _damaged(what: str) -> IntegrityError:

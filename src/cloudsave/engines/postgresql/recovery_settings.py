@@ -44,11 +44,8 @@ def recovery_settings(request: ServerRequest) -> dict[str, str]:
     settings = dict(_NEUTRAL)
     settings["restore_command"] = request.fetch_command
     settings["recovery_target_timeline"] = str(int(request.branch, 16))
-    if request.recovery_end is None:
-        settings["recovery_target"] = "immediate"
-    else:
-        settings["recovery_target_lsn"] = format_lsn(request.recovery_end)
-        settings["recovery_target_inclusive"] = "on" if request.inclusive else "off"
+    settings["recovery_target_lsn"] = format_lsn(request.recovery_end)
+    settings["recovery_target_inclusive"] = "on" if request.inclusive else "off"
     settings["hot_standby"] = "on"
     settings.update(KEPT_AFTERWARDS)
     settings.update(request.settings)

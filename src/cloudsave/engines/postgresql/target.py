@@ -23,7 +23,8 @@ from typing import Any
 import psycopg
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
-from cloudsave.engines.postgresql.dialect import PostgresDialect
+from cloudsave.engines.postgresql.dialect import followed_branch
+from cloudsave.engines.postgresql.leftover import end_leftover_server
 from cloudsave.engines.postgresql.log import branch_of, parse_lsn
 from cloudsave.engines.postgresql.programs import (
     ServerUser,
@@ -51,6 +52,7 @@ LOG_TAIL_LINES = 12
 LOG_NAME = "cloudsave.server.log"
 SOCKET_DIRECTORY_BYTES_MAX = 90
 """Limit: the path of a Unix socket has 107 bytes; the server's name for it takes up to 16."""
+SHORT_PREFIX = "cloudsave-"
 DATABASES = ("postgres", "template1")
 
 _STATE = """
@@ -84,6 +86,8 @@ class PostgresTarget:
         """See `RestoreTarget.configure`."""
         self._request = request
         data = request.data_directory
+        if self._process is None:
+            end_leftover_server(data, private=lambda path: _is_private(path, data), clock=self._clock)
         self._user = server_user(owner_uid=data.stat().st_uid)
         auto_conf = data / AUTO_CONF
         content = auto_conf.read_text(errors="surrogateescape") if auto_conf.exists() else ""
@@ -302,12 +306,11 @@ class PostgresTarget:
     def _check_parent(self, data: Path, branch: str, wanted: str) -> None:
         """The new branch must have left the one that was to be followed."""
         history = data / "pg_wal" / f"{branch}.history"
-        points = PostgresDialect().parse_history(history.read_bytes())
-        parent = points[-1].branch if points else "none"
+        parent = followed_branch(history.read_bytes())
         if parent != wanted:
             raise RecoveryMismatch(
                 "server has followed another branch than the plan",
-                detail=f"Its new branch {branch} left branch {parent}, not {wanted}.",
+                detail=f"Its new branch {branch} left branch {parent or 'none'}, not {wanted}.",
             )
 
     def _log_path(self) -> Path:
@@ -332,7 +335,12 @@ def _private_directory(data: Path) -> Path:
     if len(str(made).encode()) <= SOCKET_DIRECTORY_BYTES_MAX:
         return made
     made.rmdir()
-    return Path(tempfile.mkdtemp(prefix="cloudsave-", dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=SHORT_PREFIX, dir="/tmp"))
+
+
+def _is_private(path: Path, data: Path) -> bool:
+    """Whether `_private_directory` made it."""
+    return path.name.startswith((f"{data.name}.run-", SHORT_PREFIX))
 
 
 def _environment() -> dict[str, str]:

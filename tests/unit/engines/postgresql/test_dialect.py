@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudsave.engines.postgresql.dialect import PostgresDialect
+from cloudsave.engines.postgresql.dialect import PostgresDialect, followed_branch
 from cloudsave.errors import IntegrityError, UsageError
 from cloudsave.model.history import BranchPoint
 from cloudsave.model.position import Position
@@ -66,9 +66,17 @@ def test_history_as_the_server_writes_it() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "content", [b"1\n", b"x 0/1\n", b"2\t0/1\tx\n1\t0/2\tx\n", b"1\t0/2\n2\t0/1\n", b"1 0-1"]
-)
+def test_a_branch_that_ended_before_it_began_gave_nothing() -> None:
+    """As PostgreSQL writes it after a recovery that followed 2 and stopped on 1 before 2 began."""
+    assert DIALECT.parse_history(b"1\t0/3000\tpromoted\n2\t0/2000\tbefore a time\n") == (
+        BranchPoint("00000001", 0x2000),
+    )
+    three = b"1\t0/1000\tx\n2\t0/3000\tx\n3\t0/2000\tx\n"
+    assert DIALECT.parse_history(three) == (BranchPoint("00000001", 0x1000), BranchPoint("00000002", 0x2000))
+    assert followed_branch(three) == "00000003"
+
+
+@pytest.mark.parametrize("content", [b"1\n", b"x 0/1\n", b"2\t0/1\tx\n1\t0/2\tx\n", b"1 0-1"])
 def test_damaged_history_is_refused(content: bytes) -> None:
     with pytest.raises(IntegrityError):
         DIALECT.parse_history(content)
