@@ -363,6 +363,21 @@ def test_tablespaces_of_all_kinds(cluster: Cluster, mode: str) -> None:
     restored.amcheck()
 
 
+def test_a_tablespace_made_during_a_local_backup_is_left_to_replay(cluster: Cluster) -> None:
+    place = cluster.home / "late"
+    place.mkdir()
+    cluster.user.own(place)
+    source = PostgresEngine(cluster.url).backup_source(mode="local", fast=True, label="late")
+    begun = source.begin()
+    cluster.psql(f"CREATE TABLESPACE late LOCATION '{place}'")
+    paths = [piece.item.path for piece in source.pieces()]
+    stopped = source.finish()
+    links = [item.path for item in stopped.directories if item.kind == "link"]
+    assert begun.tablespaces == {}
+    assert not links, "a link that the manifest's tablespaces do not name cannot be restored"
+    assert not [path for path in paths if path.startswith("pg_tblspc/")]
+
+
 def test_other_links_and_kinds_are_noted(cluster: Cluster) -> None:
     (cluster.data / "notes.txt").symlink_to("/etc/hostname")
     taken = backup(cluster, "local")

@@ -84,11 +84,9 @@ class LocalBackupSource:
             if item.size_bytes >= PIECE_BYTES:
                 self._big.append(item)
         self._big.sort(key=lambda item: (-item.size_bytes, item.path))
-        tablespaces = {
-            item.path.rpartition("/")[2]: item.link_target
-            for item in survey.ordered_directories()
-            if item.kind == ItemKind.LINK
-        }
+        links = [item for item in survey.ordered_directories() if item.kind == ItemKind.LINK]
+        self._walk.tablespaces = frozenset(item.path for item in links)
+        tablespaces = {item.path.rpartition("/")[2]: item.link_target for item in links}
         return BackupStart(
             position=start,
             method="local",
