@@ -86,7 +86,7 @@ class Walk:
     """By path; parents before children."""
     notes: list[str] = field(default_factory=list)
     tablespaces: frozenset[str] | None = None
-    """Links to tablespaces that are followed; others were made meanwhile, and replay makes them. None: all."""
+    """Links to tablespaces that are followed, None: all. Others were made meanwhile; replay makes them."""
     _inside: frozenset[str] = frozenset()
     """Directories of tablespaces that lie in the data directory; they are read through their links."""
 

@@ -152,7 +152,7 @@ class LocalBackupSource:
             position=Position(self._stop_branch(control), stopped.offset),
             directories=self._walk.ordered_directories(),
             late_files=(*self._labels(stopped), LateFile(control_item, content)),
-            corrupt_pages=self._check.corrupt_pages(),
+            corrupt_pages=self._check.corrupt_pages(end_offset=stopped.offset),
             notes=tuple(self._walk.notes + self._notes),
         )
 

@@ -138,7 +138,7 @@ class RemoteBackupSource:
                 detail=f"Its system identifier is {manifest.system_identifier}.",
             )
         compare(manifest, reader.received)
-        corrupt = reader.check.corrupt_pages()
+        corrupt = reader.check.corrupt_pages(end_offset=reader.stop.offset)
         if reader.server_found_corruption and not corrupt:
             raise IntegrityError(
                 "server reports corrupt pages that were not found in what it sent",
