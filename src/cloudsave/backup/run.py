@@ -17,7 +17,6 @@ from cloudsave.clock import Clock
 from cloudsave.engines.api import BackupSource
 from cloudsave.errors import ForeignSystem
 from cloudsave.model.engine_facts import BackupStart, BackupStop
-from cloudsave.model.log import us_from_instant
 from cloudsave.model.manifest import BackupStatistics, Manifest
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
@@ -79,10 +78,13 @@ def run_backup(plan: BackupPlan, context: BackupContext) -> Manifest:
         if adopted:
             notes.append(f"{adopted} packs of an unfinished backup were taken over")
         begun = context.source.begin()
+        begun_at = clock.monotonic()
         stop = _copy(context, writer, begun)
         context.progress.note("waiting for the log up to the end of the backup")
         context.cover.wait_until_durable(begun.position, stop.position)
-        facts = _Facts(backup_id, us_from_instant(started), us_from_instant(clock.now()), tuple(notes))
+        # By the source's clock, as the instants of its commits are: ours may differ from it.
+        finished_us = begun.clock_us + round((clock.monotonic() - begun_at) * 1e6)
+        facts = _Facts(backup_id, begun.clock_us, finished_us, tuple(notes))
         return writer.commit(_draft(plan, begun, stop, facts))
     except BaseException:
         context.source.abort()

@@ -21,6 +21,8 @@ class BackupStart:
     bytes_expected: int
     tablespaces: Mapping[str, str]
     settings: Mapping[str, str]
+    clock_us: int
+    """The source's clock after it had begun: no commit before `position` has a later instant."""
     notes: tuple[str, ...] = ()
 
 

@@ -59,6 +59,7 @@ class Manifest:
     """How the data files were read: "local" or "remote"."""
     tool_version: str
     started_us: int
+    """The source's clock when the backup had begun: no commit before `start` has a later instant."""
     finished_us: int
     start: Position
     """Replay begins here (the redo position of the backup's checkpoint)."""

@@ -122,12 +122,9 @@ class Reach:
     def earliest_us(self, backup: BackupSummary, log: LogPath) -> int:
         """
         The earliest time that a restore from this backup can stand for: not before any commit that it
-        contains, and not before it began, but where the log shows an earlier commit after it.
+        contains, those before its start included, and so not before the source's clock when it had begun.
         """
-        contained_us = log.latest_instant(backup.start.offset, backup.stop.offset)
-        after = log.first_commit(backup.stop.offset)
-        began_us = backup.started_us if after is None else min(backup.started_us, after.instant_us)
-        return max(contained_us, began_us)
+        return max(log.latest_instant(backup.start.offset, backup.stop.offset), backup.started_us)
 
     def ranges(self) -> tuple[RecoverableRange, ...]:
         """All recoverable ranges of the path, oldest first."""

@@ -12,6 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from cloudsave.backup.plan import BackupRequest, plan_backup
+from cloudsave.backup.run import BackupContext, run_backup
 from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.engines.postgresql.log import parse_lsn
 from cloudsave.engines.postgresql.target import PostgresTarget
@@ -22,6 +24,8 @@ from cloudsave.errors import (
     TargetDirectoryInUse,
     TargetUnreachable,
 )
+from cloudsave.logs.background import BackupLogCover
+from cloudsave.model.engine_facts import BackupStart
 from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.bring_up import BringUpContext, BringUpOptions, bring_up, recovery_digest
@@ -129,6 +133,36 @@ def test_times_before_the_backup_and_after_the_end_are_refusals(cluster: Cluster
     assert caught.value.before is not None
     with restored(protected, Target(TargetKind.TIME, time=amid)) as found, found.connect() as connection:
         assert connection.execute("SELECT max(i) FROM t").fetchone() == (10,)
+
+
+def test_a_commit_between_the_order_of_a_backup_and_its_begin_is_not_before_it(cluster: Cluster) -> None:
+    """Such a commit is in the backup, and nothing of it in the log from its start on."""
+    protected = Protected.begin(cluster)
+    cluster.psql("CREATE TABLE t (i int)")
+    moments: list[datetime] = []
+    source = protected.engine.backup_source(mode="remote", fast=True, label="test")
+    begin = source.begin
+
+    def begin_late() -> BackupStart:
+        moments.append(now())
+        cluster.psql("INSERT INTO t VALUES (1)")
+        return begin()
+
+    source.begin = begin_late
+    with protected.captured() as capture:
+        cover = BackupLogCover(
+            lambda: True,
+            lambda: protected.engine.log_source(slot="unused", temporary=True),
+            protected.lineage,
+            DIALECT,
+            clock=SYSTEM_CLOCK,
+        )
+        plan = plan_backup(BackupRequest("db", workers=1), protected.engine.identify(), ())
+        run_backup(plan, BackupContext(protected.lineage, source, cover, SYSTEM_CLOCK, NoProgress()))
+        protected.catch_up(capture)
+    with pytest.raises(TargetUnreachable, match="not reachable"):
+        protected.plan(Target(TargetKind.TIME, time=moments[0]))
+    assert protected.plan(Target(TargetKind.LATEST))
 
 
 def test_a_promotion_is_followed_and_a_missing_history_is_a_refusal(cluster: Cluster) -> None:

@@ -136,7 +136,7 @@ def wanted_at(
     for known in candidates(world, branch):
         commits = [one for one in known.after if one.transaction]
         contained = max((one.instant_us for one in known.contained), default=0)
-        began = min([known.backup.started_us, *[one.instant_us for one in commits[:1]]])
+        began = known.backup.started_us
         if instant_us < max(contained, began) or (contained == instant_us and not inclusive):
             continue
         for number, one in enumerate(commits):

@@ -143,6 +143,11 @@ class BackupSession:
             raise translate(error, "read the settings") from None
         return {name: setting for name, setting in rows if setting is not None}
 
+    def clock_us(self) -> int:
+        """The server's clock, in microseconds since 1970."""
+        query = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint"
+        return int(self.row(query, doing="read the server's clock")[0])
+
     def tablespace_version(self) -> str:
         """The name of the server's directory in each tablespace, such as "PG_18_202506291"."""
         return str(self.row(_TABLESPACE_VERSION, doing="read the catalog version")[0])

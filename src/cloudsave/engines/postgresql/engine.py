@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +219,4 @@ class _Noted:
     def begin(self) -> BackupStart:
         """See `BackupSource.begin`."""
         begun = self._source.begin()
-        return BackupStart(
-            position=begun.position,
-            method=begun.method,
-            bytes_expected=begun.bytes_expected,
-            tablespaces=begun.tablespaces,
-            settings=begun.settings,
-            notes=(self._reason, *begun.notes),
-        )
+        return replace(begun, notes=(self._reason, *begun.notes))

@@ -71,6 +71,7 @@ class LocalBackupSource:
     def begin(self) -> BackupStart:
         """See `BackupSource.begin`. Raises: UnsuitableSettings, PermissionMissing, SourceUnreadable."""
         start = self._start = self._session.start(self._label, fast=self._fast)
+        clock_us = self._session.clock_us()
         self._check = PageCheck(
             start_offset=start.offset, checksums=self._identity.page_checksums, clock=self._clock
         )
@@ -93,6 +94,7 @@ class LocalBackupSource:
             bytes_expected=bytes_expected,
             tablespaces=tablespaces,
             settings=self._session.settings(),
+            clock_us=clock_us,
             notes=found.notes,
         )
 

@@ -82,7 +82,6 @@ class RemoteBackupSource:
         self._outside = found.files
         settings = self._session.settings()
         (in_place,) = self._session.row(_IN_PLACE, doing="read the tablespaces")
-        self._session.close()
         connection = self._connection = ReplicationConnection.open(self._conninfo, clock=self._clock)
         self._see_identity(connection)
         command = base_backup_command(
@@ -90,7 +89,8 @@ class RemoteBackupSource:
         )
         self._events = connection.copy_out(command, timeout_seconds=CHECKPOINT_SECONDS_MAX)
         begun, listed = _expect_rows(self._events), _expect_rows(self._events)
-        start = _position(begun)
+        start, clock_us = _position(begun), self._session.clock_us()
+        self._session.close()
         tablespaces = [_Tablespace.of(row) for row in listed.mappings()]
         check = PageCheck(
             start_offset=start.offset, checksums=self._identity.page_checksums, clock=self._clock
@@ -104,6 +104,7 @@ class RemoteBackupSource:
             bytes_expected=sum(tablespace.size_bytes for tablespace in tablespaces),
             tablespaces={t.oid: t.location for t in tablespaces if t.location.startswith("/")},
             settings=settings,
+            clock_us=clock_us,
             notes=found.notes,
         )
 
