@@ -98,13 +98,15 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
         directory=given["into"],
         tablespaces=_pairs("--tablespace", given["tablespace"]),
         owner=given["owner"],
+        workers=context.config.workers,
         recovery_digest=recovery_digest(plan),
     )
     files = restore_files(reader, request, progress=context.progress)
     for note in files.notes:
         context.output.note(f"note: {note}")
     options = BringUpOptions(
-        bin_directory=given["bin_dir"],
+        bin_directory=given["bin_dir"] or context.config.postgresql.bin_directory,
+        spool_directory=context.config.spool_directory,
         port=given["port"],
         look=given["look"],
         later_command=later_fetch_command(_program(context), name),

@@ -26,6 +26,7 @@ SLICE_SECONDS = 1.0
 STALL_SECONDS_MAX = 900.0
 """Limit: a server that replays nothing for so long is given up."""
 PROMOTE_SECONDS_MAX = 600.0
+SPOOL_DIGITS = 12
 COMMIT_SKEW_US = 60_000_000
 """Aborts count for what a server calls its last transaction; they may be this much older than a commit."""
 
@@ -38,6 +39,8 @@ class BringUpOptions:
     port: int | None = None
     look: bool = False
     """Leave it paused and read-only."""
+    spool_directory: Path | None = None
+    """Where log is fetched ahead, in a directory of this restore's own; None: beside the data."""
     later_command: str = ""
     """The restore command of a server that is left in recovery, once nobody feeds it any more."""
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -109,8 +112,11 @@ def bring_up(
     feeder = Feeder(
         replay_log(plan, context.dialect),
         context.lineage.read_log,
-        spool=directory.with_name(directory.name + ".spool"),
+        spool=_spool(directory, options),
         dialect=context.dialect,
+        check=lambda log: context.dialect.check_replay(
+            log, log_file_bytes=plan.backup.log_file_bytes, directory=directory
+        ),
         clock=context.clock,
     )
     try:
@@ -134,6 +140,14 @@ def bring_up(
         raise
     finally:
         feeder.close()
+
+
+def _spool(directory: Path, options: BringUpOptions) -> Path:
+    """The spool of this restore alone: restores of other directories may run at the same time."""
+    if options.spool_directory is None:
+        return directory.with_name(directory.name + ".spool")
+    digest = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:SPOOL_DIGITS]
+    return options.spool_directory / f"{directory.name}-{digest}.spool"
 
 
 def _raise_cause(feeder: Feeder, error: BaseException) -> None:
