@@ -6,6 +6,7 @@ the life cycle. A `Dialect` knows an engine's formats without a server; an `Engi
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from cloudsave.model.engine_facts import (
@@ -121,6 +122,15 @@ class Dialect(Protocol):
 
     def parse_log_file_name(self, name: str, *, log_file_bytes: int) -> Position | None:
         """The begin of the log file called `name`; None where it is not a log file's name."""
+
+    def check_replay(
+        self, log: bytes | bytearray, *, until: int, log_file_bytes: int, directory: Path
+    ) -> None:
+        """
+        Raises: TargetDirectoryInUse where replay of the records that begin in the first `until` bytes of
+        `log`, which begins with a log file, by the restored server in `directory` would write into a
+        directory that is in use by something else. Where `directory` is no server's, nothing is checked.
+        """
 
 
 class Engine(Protocol):

@@ -76,7 +76,8 @@ def fetch(
     Write the archive file `name` to `destination`, all or nothing.
 
     `needed_until`: recovery stops at this offset, so that log missing after it does no harm.
-    Raises: LogNotInArchive, LogHole, IntegrityError, UsageError, RecoveryError, StoreError.
+    Raises: LogNotInArchive, LogHole, IntegrityError, UsageError, TargetDirectoryInUse, RecoveryError,
+    StoreError.
     """
     if name.endswith(".history"):
         _write(destination, [_history(lineage, name.removesuffix(".history"))])
@@ -92,6 +93,10 @@ def fetch(
     if not cover.complete:
         cover = _cover_with_parents(lineage, dialect, name, begin, last, needed_until)
     stored = read_stored(lineage, cover.extents)
+    # A server asks for a file to be put into a directory of its data directory.
+    server = destination.absolute().parent.parent
+    until = log_file_bytes if needed_until is None else needed_until - begin.offset
+    dialect.check_replay(stored, until=until, log_file_bytes=log_file_bytes, directory=server)
     _write(destination, [stored, bytes(log_file_bytes - len(stored))])
 
 

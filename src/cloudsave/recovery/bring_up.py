@@ -109,13 +109,14 @@ def bring_up(
     is stopped then, and the same restore may be run again.
     """
     owner = directory.stat()
+    replayed_end = plan.stop.replayed_max if plan.stop.inclusive else plan.stop.recovery_end
     feeder = Feeder(
         replay_log(plan, context.dialect),
         context.lineage.read_log,
         spool=_spool(directory, options),
         dialect=context.dialect,
-        check=lambda log: context.dialect.check_replay(
-            log, log_file_bytes=plan.backup.log_file_bytes, directory=directory
+        check=lambda begin, log: context.dialect.check_replay(
+            log, until=replayed_end - begin, log_file_bytes=plan.backup.log_file_bytes, directory=directory
         ),
         clock=context.clock,
     )

@@ -37,6 +37,8 @@ AHEAD_BYTES_MAX = 512 << 20
 """Limit: log files that wait in the spool; at least one, whatever its size."""
 KEPT_BEHIND_FILES = 2
 """Files that stay after the server asked for a later one: it asks for the last one again."""
+RECORD_LOOKAHEAD_BYTES = 1 << 14
+"""So much of the next file is looked at with each, for records that cross into it."""
 READERS = 3
 CACHE_BYTES_MAX = 64 << 20
 POLL_SECONDS = 0.05
@@ -82,12 +84,13 @@ class ReplayLog:
     extents: tuple[Extent, ...]
     file_bytes: int
 
-    def compose(self, file: LogFile, read: Callable[[LogSegment], bytes]) -> bytearray:
+    def compose(self, file: LogFile, read: Callable[[LogSegment], bytes], *, beyond: int = 0) -> bytearray:
         """
-        The bytes of one file; zeros, which end replay, where the plan needs no log (after its end).
+        The bytes of one file, and of `beyond` bytes after it; zeros, which end replay, where the plan needs
+        no log (after its end).
         """
-        content = bytearray(self.file_bytes)
-        end = file.begin + self.file_bytes
+        content = bytearray(self.file_bytes + beyond)
+        end = file.begin + len(content)
         at = bisect_right(self.extents, file.begin, key=lambda extent: extent.last)
         while at < len(self.extents) and self.extents[at].first < end:
             extent = self.extents[at]
@@ -158,9 +161,15 @@ class Feeder:
         *,
         spool: Path,
         dialect: Dialect,
+        check: Callable[[int, bytearray], None],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        """
+        `check` sees the begin of each log file, its bytes and a little of the next before the server does;
+        what it raises stops the server.
+        """
         self._log = log
+        self._check = check
         self._read = SegmentCache(read)
         self._dialect = dialect
         self._clock = clock
@@ -274,7 +283,10 @@ class Feeder:
             (self.spool / "ready" / self._log.files[number].name).unlink(missing_ok=True)
 
     def _make(self, file: LogFile) -> None:
-        self._put(self.spool / "ready" / file.name, self._log.compose(file, self._read))
+        content = self._log.compose(file, self._read, beyond=RECORD_LOOKAHEAD_BYTES)
+        self._check(file.begin, content)
+        del content[self._log.file_bytes :]
+        self._put(self.spool / "ready" / file.name, content)
 
     def _put(self, place: Path, content: bytes | bytearray) -> None:
         """A file that appears as a whole, readable for the owner of the spool."""

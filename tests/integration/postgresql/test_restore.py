@@ -240,6 +240,31 @@ def test_tablespaces_are_remapped_and_never_shared_with_the_source(cluster: Clus
         assert connection.execute("SELECT pg_tablespace_location(%s::oid)", [oid]).fetchone() == (str(new),)
 
 
+def test_a_tablespace_made_after_the_backup_is_never_shared_with_the_source(cluster: Cluster) -> None:
+    """Replay links to the source's own directory: the restored server would overwrite the source's files."""
+    protected = Protected.begin(cluster)
+    place = cluster.home / "late"
+    place.mkdir()
+    cluster.user.own(place)
+    with protected.captured() as capture:
+        protected.back_up()
+        before = cluster.lsn()
+        cluster.psql(f"CREATE TABLESPACE late LOCATION '{place}'")
+        cluster.psql("CREATE TABLE t TABLESPACE late AS SELECT g FROM generate_series(1, 999) g")
+        protected.catch_up(capture)
+    with pytest.raises(TargetDirectoryInUse, match=str(place)), restored(protected, LATEST):
+        pytest.fail("the restored server runs in the source's tablespace")
+    earlier = Target(TargetKind.POSITION, position=Position("", parse_lsn(before)), inclusive=False)
+    with restored(protected, earlier):
+        pass
+    cluster.stop()
+    place.rename(cluster.home / "elsewhere")
+    place.mkdir()
+    cluster.user.own(place)
+    with restored(protected, LATEST) as found, found.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (999,)
+
+
 def test_a_configuration_outside_of_the_data_directory_serves(cluster: Cluster) -> None:
     protected, _, _ = filled(cluster)
     plan = protected.plan(LATEST)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cloudsave.clock import Clock
 from cloudsave.errors import CloudsaveError, EngineUnavailable, LogConflict, LogRemoved
@@ -104,6 +105,11 @@ class FakeDialect:
     def parse_log_file_name(self, name: str, *, log_file_bytes: int) -> Position | None:
         branch, _, number = name.partition("-")
         return Position(branch, int(number) * log_file_bytes) if number.isdigit() else None
+
+    def check_replay(
+        self, log: bytes | bytearray, *, until: int, log_file_bytes: int, directory: Path
+    ) -> None:
+        pass
 
 
 def log_bytes(seed: str, first: int, last: int) -> bytes:

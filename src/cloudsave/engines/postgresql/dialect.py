@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 from cloudsave.engines.api import LogIndexer
+from cloudsave.engines.postgresql.format_tablespace import tablespaces_made
 from cloudsave.engines.postgresql.format_wal import (
     WalIndexer,
     format_lsn,
@@ -13,7 +16,7 @@ from cloudsave.engines.postgresql.format_wal import (
     segment_name,
 )
 from cloudsave.engines.postgresql.log import branch_of
-from cloudsave.errors import IntegrityError, UsageError
+from cloudsave.errors import IntegrityError, TargetDirectoryInUse, UsageError
 from cloudsave.model.history import BranchPoint
 from cloudsave.model.position import Position
 
@@ -72,6 +75,37 @@ class PostgresDialect:
         """See `Dialect.parse_log_file_name`."""
         found = parse_segment_name(name, segment_bytes=log_file_bytes)
         return None if found is None else Position(branch_of(found[0]), found[1])
+
+    def check_replay(
+        self, log: bytes | bytearray, *, until: int, log_file_bytes: int, directory: Path
+    ) -> None:
+        """
+        See `Dialect.check_replay`: replay of CREATE TABLESPACE links to the source's own directory. Beside a
+        running source that would be shared, and the source's files overwritten.
+        """
+        for oid, location in tablespaces_made(log, until=until, log_file_bytes=log_file_bytes).items():
+            link = directory / "pg_tblspc" / oid
+            ours = link.is_symlink() and os.readlink(link) == location
+            if link.parent.is_dir() and not ours and _in_use(Path(location)):
+                raise TargetDirectoryInUse(
+                    f"replay would write into a directory that is in use: {location}",
+                    detail=f"Tablespace {oid} was made there after the backup had begun; replay makes it"
+                    " there again, and cannot be told another place.",
+                    hints=[
+                        "restore on a machine (or in a container) where that directory is empty",
+                        "a backup taken after the tablespace was made can be restored beside the source",
+                        "a target before it was made is not affected",
+                    ],
+                )
+
+
+def _in_use(place: Path) -> bool:
+    try:
+        return any(place.iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def followed_branch(history: bytes) -> str:
