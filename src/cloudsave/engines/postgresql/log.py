@@ -28,6 +28,7 @@ from cloudsave.errors import (
     EngineError,
     EngineUnavailable,
     ForeignSystem,
+    LogRemoved,
     SlotLost,
     UsageError,
 )
@@ -125,6 +126,22 @@ class PostgresLogSource:
 
     def stream(self, start: Position) -> Generator[LogChunk | BranchEnd, None, None]:
         """See `LogSource.stream`. `start` may be any position, also inside a WAL segment."""
+        try:
+            yield from self._stream(start)
+        except LogRemoved:
+            self._renew_temporary_slot()
+            raise
+
+    def _stream(self, start: Position) -> Generator[LogChunk | BranchEnd, None, None]:
+        try:
+            yield from self._stream(start)
+        except LogRemoved:
+            if self._temporary:
+                # An error drops the session's temporary slots; without a slot no second try could succeed.
+                self._create_slot(self._connected())
+            raise
+
+    def _stream(self, start: Position) -> Iterator[LogChunk | BranchEnd]:
         connection = self._connected()
         self._durable, self._acknowledged = 0, False
         timeline = int(start.branch, 16)
@@ -186,8 +203,7 @@ class PostgresLogSource:
         """The LSN that the slot holds, and whether it was created now."""
         row = None if self._temporary else self._read_slot()
         if row is None:
-            kind = "TEMPORARY " if self._temporary else ""
-            connection.query(f"CREATE_REPLICATION_SLOT {self._slot} {kind}PHYSICAL RESERVE_WAL")
+            self._create_slot(connection)
             row = self._read_slot()
             if row is None:
                 raise SlotLost(f"replication slot {self._slot!r} vanished after it was created")
@@ -211,6 +227,19 @@ class PostgresLogSource:
                 hints=["take a base backup after capture runs again"],
             )
         return _held(row), False
+
+    def _renew_temporary_slot(self) -> None:
+        """
+        After any error of a session the server has dropped its temporary slots.
+
+        Source: WalSndErrorCleanup(), src/backend/replication/walsender.c.
+        """
+        if self._temporary and self._read_slot() is None:
+            self._claim_slot(self._connected())
+
+    def _create_slot(self, connection: ReplicationConnection) -> None:
+        kind = "TEMPORARY " if self._temporary else ""
+        connection.query(f"CREATE_REPLICATION_SLOT {self._slot} {kind}PHYSICAL RESERVE_WAL")
 
     def _read_slot(self) -> dict[str, str | None] | None:
         """The slot as `pg_replication_slots` shows it; None where there is none."""
