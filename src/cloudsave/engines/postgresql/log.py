@@ -132,15 +132,6 @@ class PostgresLogSource:
             self._renew_temporary_slot()
             raise
 
-    def _stream(self, start: Position) -> Generator[LogChunk | BranchEnd, None, None]:
-        try:
-            yield from self._stream(start)
-        except LogRemoved:
-            if self._temporary:
-                # An error drops the session's temporary slots; without a slot no second try could succeed.
-                self._create_slot(self._connected())
-            raise
-
     def _stream(self, start: Position) -> Iterator[LogChunk | BranchEnd]:
         connection = self._connected()
         self._durable, self._acknowledged = 0, False
