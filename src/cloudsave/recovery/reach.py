@@ -28,6 +28,9 @@ class Reach:
         self.branch = self._choose_branch()
         self._check_ancestry()
         self.path = history.ancestry.lineage_of(self.branch)
+        chosen = target.branch or (target.position and target.position.branch)
+        if not chosen and not (target.kind is TargetKind.IMMEDIATE and target.backup_id):
+            self._check_rivals()
         self._log_paths: dict[int, LogPath] = {}
         self.backups = self._backups_on_path()
 
@@ -46,9 +49,13 @@ class Reach:
         elif target.backup_id is not None and target.kind is TargetKind.IMMEDIATE:
             branch = self._backup(target.backup_id).stop.branch
         else:
-            branch = max(known, default=history.first_branch)
+            branch = self._newest_branch()
         self.need_history(branch)
         return branch
+
+    def _newest_branch(self) -> str:
+        stored = {*self.ledger.branches(), *(one.stop.branch for one in self.history.backups)}
+        return max(stored, default=self.history.first_branch)
 
     def need_history(self, branch: str) -> None:
         """Raises: TargetUnreachable where the ancestry of `branch` is not known."""
@@ -74,6 +81,31 @@ class Reach:
                     f"history of branch {point.branch} contradicts that of branch {self.branch}",
                     detail="Their history files differ: two servers used the same branch number.",
                     hints=["choose a branch with --branch"],
+                )
+
+    def _check_rivals(self) -> None:
+        """
+        The newest branch is followed unasked only where it is the one that lives. A restored copy that was
+        captured into the same repository has a newer branch too, and lacks what the source did since.
+        """
+        ancestry, segments = self.history.ancestry, self.history.segments
+        ends = {branch: end for branch, _, end in self.path}
+        own_us = max((one.commit_last_us for one in segments if one.branch == self.branch), default=0)
+        for segment in segments:
+            apart = ends.get(segment.branch, ancestry.lineage_of(segment.branch)[-1][1])
+            if apart is None or segment.last <= apart or segment.commit_last_us <= own_us:
+                continue
+            commits = [one for one in self.indexes(segment).commits if one.offset >= apart]
+            latest_us = max((one.instant_us for one in commits), default=0)
+            if latest_us > own_us:
+                raise TargetUnreachable(
+                    f"branches {segment.branch} and {self.branch} both go on: which one is meant?",
+                    detail=f"Branch {segment.branch} has commits of {instant_text(latest_us)} that are not on"
+                    f" the way to branch {self.branch}, whose last one is of {instant_text(own_us)}.",
+                    hints=[
+                        f"--branch {segment.branch} or --branch {self.branch} says which",
+                        "was a restored copy captured or backed up into the repository of its source?",
+                    ],
                 )
 
     def stretch_of(self, position: Position) -> Stretch | None:

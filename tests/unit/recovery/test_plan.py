@@ -285,6 +285,20 @@ def test_the_older_branch_is_followed_when_asked_for() -> None:
     assert reached(world, position)[-1] == 24
 
 
+def test_a_branch_that_another_one_outlives_is_not_taken_for_the_source() -> None:
+    """A restored copy was captured: branch 2 ends at 4200 s, and the source's branch 1 goes on after that."""
+    world = World(records={"1": line(60), "2": line(3, first_offset=200, first_number=40)})
+    world.ancestors["2"] = (BranchPoint("1", 200),)
+    world.store("1", 0, 600)
+    world.store("2", 200, 230)
+    world.backup(1, "1", 40, 60)
+    with pytest.raises(TargetUnreachable, match="branches 1 and 2 both go on") as caught:
+        plan(world, Target(TargetKind.LATEST))
+    assert "--branch 1" in caught.value.hints[0]
+    assert reached(world, Target(TargetKind.LATEST, branch="1"))[-1] == 59
+    assert reached(world, Target(TargetKind.LATEST, branch="2"))[-1] == 42
+
+
 def test_a_position_that_the_chosen_branch_never_had_is_refused() -> None:
     with pytest.raises(TargetUnreachable, match="not on the way"):
         plan(world_with_branches(), Target(TargetKind.POSITION, position=Position("1", 240), branch="2"))

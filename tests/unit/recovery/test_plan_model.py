@@ -202,8 +202,8 @@ def test_a_position_target_brings_exactly_the_records_up_to_it(
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_latest_brings_every_complete_record_of_the_newest_branch_or_refuses(world: World) -> None:
-    target = Target(TargetKind.LATEST)
     branch = max({one.branch for one in world.segments} | {one.stop.branch for one in world.backups})
+    target = Target(TargetKind.LATEST, branch=branch)
     try:
         plan = plan_recovery(target, world.history(), world)
     except TargetUnreachable:
@@ -230,7 +230,7 @@ def test_a_transaction_target_ends_with_that_transaction(
     commits = [one for one in world.path_records(branch) if one.transaction]
     likely = [one.transaction for one in commits if one.offset in known_to_any]
     transaction = data.draw(st.sampled_from(likely or [one.transaction for one in commits] or [999]))
-    target = Target(TargetKind.TRANSACTION, transaction=transaction, inclusive=inclusive)
+    target = Target(TargetKind.TRANSACTION, transaction=transaction, inclusive=inclusive, branch=branch)
     try:
         plan = plan_recovery(target, world.history(), world)
     except TargetUnreachable:
