@@ -92,6 +92,8 @@ def run(arguments: Sequence[str], *, clock: Clock = SYSTEM_CLOCK) -> int:
     instruction = os.environ.get(COMPLETION_VARIABLE)
     if instruction:
         return shell_complete(cli, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
+    # We use no linear algebra; the threads that numpy keeps for it would only spin.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with signals_interrupt(clock):
         return _run_and_report(arguments, Invocation(clock=clock))
 
