@@ -212,7 +212,7 @@ def test_every_target_after_a_backup_under_load_and_a_crash(
         assert errors, "the crash went unseen: nothing was proved about reconnecting"
     ledger = Ledger.read(record)
     xid = next(one.xid for one in ledger.acknowledged() if one.sent > begun)
-    unchanged = {query: digest(cluster, query) for query in (WIDE, FAR)}
+    far, wide = ({query: digest(cluster, query)} for query in (FAR, WIDE))
     catalogue = Ddl.content(cluster)
     cluster.stop()
     (backup,) = user.run("list", SOURCE)
@@ -234,7 +234,9 @@ def test_every_target_after_a_backup_under_load_and_a_crash(
         with user.restored(*target, "--tablespace", f"{oid}={place}") as found:
             assert_ledger_of(found.server, expectation)
             if target != ("--immediate",):
-                assert_all_but_the_ledger(found, unchanged, catalogue)
+                # A gigabyte is compared once; its pages are checked in each restore.
+                content = far | wide if target == ("--latest",) else far
+                assert_all_but_the_ledger(found, content, catalogue)
             assert_pages_clean(found)
             if target == ("--latest",):
                 assert_page_checks_can_fail(found)
