@@ -325,6 +325,27 @@ def test_a_server_that_ends_elsewhere_than_planned_is_not_opened(cluster: Cluste
 
 
 @pytest.mark.postgresql_majors("15")
+def test_a_server_that_cannot_pause_at_the_target_is_opened_where_it_is_right(cluster: Cluster) -> None:
+    """More than 64 open subtransactions: no reader may come in before their end, and so there is no pause."""
+    cluster.psql("CREATE TABLE t (i int); CREATE TABLE s (i int)")
+    protected = Protected.begin(cluster)
+    with protected.captured() as capture, cluster.connect(autocommit=False) as busy:
+        for number in range(100):
+            busy.execute("SAVEPOINT one")
+            busy.execute("INSERT INTO s VALUES (%s)", (number,))
+        protected.back_up()
+        cluster.psql("INSERT INTO t VALUES (1)")
+        lsn = parse_lsn(cluster.lsn())
+        cluster.psql("INSERT INTO t VALUES (2)")
+        protected.catch_up(capture)
+        target = Target(TargetKind.POSITION, position=Position("", lsn), inclusive=False)
+        with restored(protected, target) as found, found.connect() as connection:
+            assert connection.execute("SELECT array_agg(i) FROM t").fetchone() == ([1],)
+            assert connection.execute("SELECT count(*) FROM s").fetchone() == (0,)
+        with pytest.raises(RecoveryMismatch), restored(protected, target, look=True):
+            pytest.fail("a look is at a server that is open for writing")
+
+
 def test_what_the_server_says_is_in_the_error_when_it_does_not_start(cluster: Cluster) -> None:
     protected, _, _ = filled(cluster)
     plan = protected.plan(LATEST)

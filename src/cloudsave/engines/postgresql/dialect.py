@@ -110,8 +110,14 @@ def _in_use(place: Path) -> bool:
 
 def followed_branch(history: bytes) -> str:
     """The branch that a server followed before it wrote this history; "" where it names none."""
+    last = last_ancestor(history)
+    return last.branch if last else ""
+
+
+def last_ancestor(history: bytes) -> BranchPoint | None:
+    """The branch that a server followed before it wrote this history, and where it left it."""
     points = _history_lines(history)
-    return points[-1].branch if points else ""
+    return points[-1] if points else None
 
 
 def _history_lines(content: bytes) -> list[BranchPoint]:

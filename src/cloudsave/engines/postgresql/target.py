@@ -17,13 +17,14 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
-from cloudsave.engines.postgresql.dialect import followed_branch
+from cloudsave.engines.postgresql.dialect import followed_branch, last_ancestor
 from cloudsave.engines.postgresql.leftover import end_leftover_server
 from cloudsave.engines.postgresql.log import branch_of, parse_lsn
 from cloudsave.engines.postgresql.programs import (
@@ -129,7 +130,9 @@ class PostgresTarget:
         deadline = self._clock.monotonic() + timeout_seconds
         while True:
             state = self._state()
-            if state is not None and (state.paused_at_target or not state.in_recovery):
+            if state is not None and not state.in_recovery:
+                return self._opened_by_itself(state)
+            if state is not None and state.paused_at_target:
                 return state
             if self._clock.monotonic() >= deadline:
                 return state or ServerState(
@@ -140,6 +143,19 @@ class PostgresTarget:
                     last_commit_us=None,
                 )
             self._clock.sleep(POLL_SECONDS)
+
+    def _opened_by_itself(self, state: ServerState) -> ServerState:
+        """
+        Where such a server ended its recovery, by the history that it wrote. One that cannot let readers in
+        yet (a transaction with many subtransactions was open) does not pause at its target.
+
+        Source: PostgreSQL recoveryPausesHere(), src/backend/access/transam/xlogrecovery.c.
+        """
+        history = self._asked().data_directory / "pg_wal" / f"{state.branch}.history"
+        ended = last_ancestor(history.read_bytes()) if history.exists() else None
+        if ended is None:
+            return state
+        return replace(state, replayed_offset=ended.end_offset, branch=ended.branch)
 
     def promote(self, *, timeout_seconds: float) -> ServerState:
         """See `RestoreTarget.promote`. Raises: ServerDidNotStart, RecoveryMismatch."""
