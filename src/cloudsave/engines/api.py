@@ -1,6 +1,5 @@
 """
-The seam of engines. An engine answers questions and yields bytes; the flow (backup, logs, recovery) owns
-the life cycle. A `Dialect` knows an engine's formats without a server; an `Engine` is one running source.
+The seam of engines: they answer questions and yield bytes; the flow owns the life cycle.
 """
 
 from __future__ import annotations
@@ -121,24 +120,19 @@ class Dialect(Protocol):
         """The name of the log file that holds `offset`."""
 
     def parse_log_file_name(self, name: str, *, log_file_bytes: int) -> Position | None:
-        """The begin of the log file called `name`; None where it is not a log file's name."""
+        """The begin of the log file called `name`; None where it is none's name."""
 
     def check_replay(
         self, log: bytes | bytearray, *, until: int, log_file_bytes: int, directory: Path
     ) -> None:
-        """
-        Raises: TargetDirectoryInUse where replay of the records that begin in the first `until` bytes of
-        `log`, which begins with a log file, by the restored server in `directory` would write into a
-        directory that is in use by something else. Where `directory` is no server's, nothing is checked.
-        """
+        """Raises: TargetDirectoryInUse where replay up to `until` would write where something else does."""
 
 
 class Engine(Protocol):
     """One source, connected to on demand."""
 
     @property
-    def dialect(self) -> Dialect:
-        """Its formats."""
+    def dialect(self) -> Dialect: ...
 
     def identify(self) -> SourceIdentity:
         """Ask the server who it is. Raises: EngineUnavailable, PermissionMissing, UnsupportedVersion."""
