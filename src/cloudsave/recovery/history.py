@@ -27,7 +27,12 @@ class Indexes(Protocol):
         The begin of the last record that begins in `segment` before `end`, a record boundary in or after it.
         """
 
+    def begins(self, segment: LogSegment, offset: int) -> bool:
+        """Whether a record begins at `offset`, which lies in `segment`."""
 
+
+RECORD_SEEN_BYTES = 8
+"""So much of a record must be read for it to count as begun."""
 FIRST_BRANCH = "00000001"
 """The branch that has no ancestors by nature and needs no history file."""
 
@@ -135,16 +140,29 @@ class IndexReader:
             return None
         if index.record_last is not None and index.record_last < end:
             return index.record_last
+        found = self._walked(segment, index.record_first, end)
+        return found if found is not None and found < end else None
+
+    def begins(self, segment: LogSegment, offset: int) -> bool:
+        """As in `Indexes`; reads the segment where its index does not tell."""
+        index = self(segment)
+        if index.record_first is None or offset < index.record_first:
+            return False
+        if offset in (index.record_first, index.record_last):
+            return True
+        return self._walked(segment, index.record_first, offset + RECORD_SEEN_BYTES) == offset
+
+    def _walked(self, segment: LogSegment, begin: int, end: int) -> int | None:
+        """The last record that begins between the record boundary `begin` and `end`, by the log itself."""
         identifier = self._lineage.id.partition("-")[2]
         indexer = self._dialect.indexer(
-            Position(segment.branch, index.record_first),
+            Position(segment.branch, begin),
             log_file_bytes=self._log_file_bytes,
             system_identifier=identifier,
         )
         log = self._lineage.read_log(segment)
-        indexer.feed(log[index.record_first - segment.first : end - segment.first])
-        found = indexer.take().record_last
-        return found if found is not None and found < end else None
+        indexer.feed(log[begin - segment.first : end - segment.first])
+        return indexer.take().record_last
 
 
 class KnownIndexes:
@@ -165,3 +183,9 @@ class KnownIndexes:
         if index.record_last is not None and index.record_last < end:
             known.append(index.record_last)
         return max(known, default=None)
+
+    def begins(self, segment: LogSegment, offset: int) -> bool:
+        """Whether the index shows a record that begins at `offset`."""
+        index = self(segment)
+        known = {one.offset for one in index.commits} | {one.offset for one in index.restore_points}
+        return offset in known | {index.record_first, index.record_last}

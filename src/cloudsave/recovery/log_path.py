@@ -140,6 +140,14 @@ class LogPath:
                 return index.records_end
         return self.first
 
+    def begins_record(self, offset: int) -> bool:
+        """Whether a record begins at `offset`."""
+        return any(
+            self._indexes.begins(extent.segment, offset)
+            for extent in self.extents
+            if extent.first <= offset < extent.last
+        )
+
     def record_after(self, offset: int) -> int | None:
         """
         An offset by which a record that begins at or after `offset` is complete in this log, so that replay

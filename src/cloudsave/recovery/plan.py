@@ -202,8 +202,14 @@ def _plan_position(reach: Reach, offset: int) -> tuple[BackupSummary, Stop]:
 
 
 def _stop_at(reach: Reach, backup: BackupSummary, offset: int, *, inclusive: bool) -> Stop | None:
-    """Stop before or after the record that begins at `offset`; None where the log does not reach so far."""
+    """
+    Stop before or after the record that begins at `offset`; None where the log does not reach so far.
+
+    Where none begins there (within a record, at the edge of a page) there is none to include: a server that
+    is told "inclusive" would replay the next one, wherever it begins.
+    """
     log = reach.log_from(backup)
+    inclusive = inclusive and (log.begins_record(offset) or offset >= log.end)
     known_end = log.record_after(offset)
     tail = log.tail()
     if known_end is None and tail.record is not None and tail.record >= offset:

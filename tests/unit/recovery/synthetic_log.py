@@ -106,6 +106,10 @@ class World:
         ]
         return max((one for one in begins if one < end), default=None)
 
+    def begins(self, segment: LogSegment, offset: int) -> bool:
+        """As a reader of the log itself would answer."""
+        return any(one.offset == offset for one in self.records[segment.branch])
+
 
 class ReplayFailed(Exception):
     """The server would have stopped with an error."""

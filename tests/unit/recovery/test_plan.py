@@ -205,6 +205,16 @@ def test_a_position_at_the_very_end_is_reached_exclusively_only() -> None:
         plan(world, Target(TargetKind.POSITION, position=end))
 
 
+def test_a_position_where_no_record_begins_includes_no_further_one() -> None:
+    """A server would replay the next record for it: the commit at 120 for the position 115."""
+    made = plan(simple_world(), Target(TargetKind.POSITION, position=Position("1", 115)))
+    assert (made.stop.recovery_end, made.stop.inclusive) == (115, False)
+    assert made.first_left_out is not None
+    assert made.first_left_out.offset == 120
+    exact = plan(simple_world(), Target(TargetKind.POSITION, position=Position("1", 120)))
+    assert (exact.stop.recovery_end, exact.stop.inclusive) == (120, True)
+
+
 def test_a_position_before_the_stop_of_the_first_backup_is_refused() -> None:
     with pytest.raises(TargetUnreachable) as caught:
         plan(simple_world(), Target(TargetKind.POSITION, position=Position("1", 59)))
