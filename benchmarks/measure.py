@@ -61,8 +61,7 @@ FIGURES = ("wall_seconds", "cpu_seconds", "peak_mb")
 
 def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Cost:
     """Run a command to its end with its children; a failing one ends the benchmark and shows its output."""
-    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        sys.exit("could not become the parent of orphans")
+    _adopt_orphans(wanted=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy, begin = _busy_cpu_seconds(), time.perf_counter()
     process = subprocess.Popen(
@@ -78,6 +77,7 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Cost
     for orphan in _orphans():
         adopted += 1
         peak = max(peak, orphan.ru_maxrss)
+    _adopt_orphans(wanted=False)
     if process.returncode:
         said = output.decode(errors="replace")[-3000:]
         sys.exit(f"{' '.join(command)} failed with {process.returncode}:\n{said}")
@@ -101,6 +101,12 @@ def wait_for_quiet() -> None:
         time.sleep(1)
         if _busy_cpu_seconds() - busy < QUIET_SHARE * len(os.sched_getaffinity(0)):
             return
+
+
+def _adopt_orphans(*, wanted: bool) -> None:
+    """Only while a run lasts: a server that is started in between must not become our child."""
+    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0):
+        sys.exit("could not change who becomes the parent of orphans")
 
 
 def _orphans() -> list[resource.struct_rusage]:
