@@ -1,8 +1,9 @@
 """
 Check what is stored of a lineage against what its manifests and object names promise.
 
-Quick: every manifest's signature, every map, every index and history; every pack by existence, size and
-footer; that maps stay within their packs; that each backup has the log which makes it consistent; holes.
+Quick: every manifest's signature, every map, every index and history; every pack and log object by existence,
+size and footer; that maps stay within their packs; that each backup has the log which makes it consistent;
+holes.
 With `read_all`: every byte of every pack and log object, digest and authentication of each frame. A byte that
 authenticates is the byte that was written, pages included: those were checked when they were read.
 """
@@ -20,7 +21,7 @@ from cloudsave.errors import IntegrityError, ObjectMissing
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.model.history import Ancestry
 from cloudsave.model.ledger import Ledger
-from cloudsave.model.log import LogSegment
+from cloudsave.model.log import LogHole, LogSegment
 from cloudsave.model.manifest import Manifest
 from cloudsave.recovery.history import FIRST_BRANCH
 from cloudsave.repository.container import (
@@ -33,6 +34,7 @@ from cloudsave.repository.container import (
     parse_footer,
 )
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.log_objects import log_object_name
 from cloudsave.repository.maps import MapObject, decode_map_object
 from cloudsave.telemetry import NoProgress, Progress
 
@@ -79,7 +81,7 @@ def verify_lineage(
 ) -> list[Finding]:
     """Check; never raises for damage, that is what it reports. Raises: StoreError, UnknownBackup."""
     run = _Verification(lineage, dialect, request, progress or NoProgress())
-    return [*run.backups(), *run.log()]
+    return [*run.identity(), *run.backups(), *run.log()]
 
 
 class _Verification:
@@ -94,6 +96,14 @@ class _Verification:
             info.name[len(lineage.root) :]: info.size_bytes for info in lineage.store.list(lineage.root)
         }
         self._manifests: list[Manifest] = []
+
+    def identity(self) -> Iterator[Finding]:
+        """The record of whose backups these are."""
+        try:
+            self._lineage.identity()
+        except IntegrityError as error:
+            hint = "restore the object from a copy of the repository"
+            yield Finding(Severity.PROBLEM, "identity", str(error.message), hint)
 
     # ---- base backups
 
@@ -134,16 +144,19 @@ class _Verification:
             if self._request.read_all:
                 self._open_all_frames(name)
             else:
-                footer = self._lineage.store.get_range(
-                    name, offset=size_bytes - FOOTER_BYTES, length=FOOTER_BYTES
-                )
-                parse_footer(name, footer)
+                self._check_end(name, size_bytes)
         except IntegrityError:
             return "packs are damaged"
         except ObjectMissing:
             return "packs are missing"
         self._progress.advance(size_bytes)
         return ""
+
+    def _check_end(self, name: str, size_bytes: int) -> None:
+        """An object that was cut off or added to has no footer at its end. Raises: IntegrityError."""
+        offset = max(0, size_bytes - FOOTER_BYTES)
+        footer = self._lineage.store.get_range(name, offset=offset, length=min(size_bytes, FOOTER_BYTES))
+        parse_footer(name, footer)
 
     def _open_all_frames(self, name: str) -> None:
         """Open frame by frame: a pack may hold far more plain bytes than its own. Raises: IntegrityError."""
@@ -257,7 +270,7 @@ class _Verification:
         wanted = []
         for manifest in self._manifests:
             path = ancestry.lineage_of(manifest.stop.branch)
-            cover = ledger.cover(path, manifest.start.offset, manifest.stop.offset)
+            cover = ledger.cover(path, manifest.log_begin, manifest.stop.offset)
             wanted += [extent.segment for extent in cover.extents]
         return wanted
 
@@ -265,6 +278,8 @@ class _Verification:
         try:
             if self._request.read_all:
                 self._lineage.read_log(segment)
+            else:
+                self._check_end(log_object_name(self._lineage.id, segment), segment.size_bytes)
             self._lineage.log_index(segment)
         except IntegrityError:
             return "log objects are damaged"
@@ -276,7 +291,7 @@ class _Verification:
     def _log_of_backup(self, manifest: Manifest, ledger: Ledger, ancestry: Ancestry) -> Iterator[Finding]:
         subject = f"log of backup {manifest.backup_id}"
         path = ancestry.lineage_of(manifest.stop.branch)
-        cover = ledger.cover(path, manifest.start.offset, manifest.stop.offset)
+        cover = ledger.cover(path, manifest.log_begin, manifest.stop.offset)
         if not cover.complete:
             yield Finding(
                 Severity.PROBLEM,
@@ -300,11 +315,7 @@ class _Verification:
                 )
             ranges = ledger.ranges(branch)
             for (_, end), (begin, _) in itertools.pairwise(ranges):
-                causes = [
-                    hole.cause
-                    for hole in recorded
-                    if hole.branch == branch and hole.first <= end and hole.last >= begin
-                ]
+                causes = _causes([hole for hole in recorded if hole.branch == branch], end, begin)
                 why = causes[0] if causes else "no cause is known"
                 yield Finding(
                     Severity.WARNING if causes else Severity.PROBLEM,
@@ -314,6 +325,16 @@ class _Verification:
                 )
             size = sum(end - begin for begin, end in ranges)
             yield Finding(Severity.OK, f"branch {branch}", f"{size} bytes of log in {len(ranges)} ranges")
+
+
+def _causes(holes: Sequence[LogHole], first: int, last: int) -> list[str]:
+    """Why log from `first` to `last` is not there; none where records, which may touch, leave some out."""
+    causes = []
+    for hole in sorted(holes, key=lambda one: one.first):
+        if hole.first <= first < hole.last:
+            causes.append(hole.cause)
+            first = hole.last
+    return causes if first >= last else []
 
 
 def _in_parallel(check: Callable[[A], T], things: Sequence[A]) -> list[T]:

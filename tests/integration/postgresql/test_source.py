@@ -15,7 +15,13 @@ from cloudsave.engines.postgresql.backup_session import BackupSession
 from cloudsave.engines.postgresql.connection import connect
 from cloudsave.engines.postgresql.data_directory import is_not_the_servers
 from cloudsave.engines.postgresql.engine import PostgresEngine
-from cloudsave.errors import CloudsaveError, EngineError, SourceUnreadable, UnsuitableSettings
+from cloudsave.errors import (
+    CloudsaveError,
+    EngineError,
+    PermissionMissing,
+    SourceUnreadable,
+    UnsuitableSettings,
+)
 from cloudsave.model.engine_facts import BackupStart, BackupStop
 from cloudsave.model.identity import Role
 from cloudsave.model.item import ItemKind
@@ -387,9 +393,10 @@ def test_other_links_and_kinds_are_noted(cluster: Cluster) -> None:
 def test_local_is_refused_where_it_is_impossible(cluster: Cluster) -> None:
     cluster.psql("CREATE ROLE plain LOGIN REPLICATION")
     url = cluster.url.replace("postgres@", "plain@")
-    with pytest.raises(UnsuitableSettings) as caught:
+    with pytest.raises(PermissionMissing) as caught:
         PostgresEngine(url).backup_source(mode="local", fast=True, label="x")
     assert "may not call" in caught.value.detail
+    assert "GRANT EXECUTE ON FUNCTION" in caught.value.hints[0]
     source = PostgresEngine(url).backup_source(mode="auto", fast=True, label="x")
     try:
         begun = source.begin()

@@ -12,18 +12,24 @@ import psycopg
 from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.api import BackupSource, LogSource
 from cloudsave.engines.postgresql.backup_session import BackupSession
-from cloudsave.engines.postgresql.connection import connect, conninfo
+from cloudsave.engines.postgresql.connection import FUNCTION_SIGNATURES, connect, conninfo, grant_statement
 from cloudsave.engines.postgresql.data_directory import (
     is_not_the_servers,
     postmaster_shares_our_mounts,
 )
 from cloudsave.engines.postgresql.dialect import PostgresDialect
-from cloudsave.engines.postgresql.findings import gather_findings
+from cloudsave.engines.postgresql.findings import backup_functions, gather_findings
 from cloudsave.engines.postgresql.log import PostgresLogSource, branch_of
 from cloudsave.engines.postgresql.replication import ReplicationConnection
 from cloudsave.engines.postgresql.source_local import LocalBackupSource
 from cloudsave.engines.postgresql.source_remote import RemoteBackupSource
-from cloudsave.errors import CloudsaveError, UnsuitableSettings, UnsupportedVersion, UsageError
+from cloudsave.errors import (
+    CloudsaveError,
+    PermissionMissing,
+    UnsuitableSettings,
+    UnsupportedVersion,
+    UsageError,
+)
 from cloudsave.model.engine_facts import BackupStart, SlotState
 from cloudsave.model.finding import Finding
 from cloudsave.model.identity import Role, SourceIdentity
@@ -84,6 +90,8 @@ class PostgresEngine:
         try:
             identity = self._identity(session)
             obstacle = "" if mode == "remote" else self._obstacle_to_local(session, identity)
+            if mode == "local":
+                _refuse_without_rights(session, identity)
             if mode == "local" and obstacle:
                 raise UnsuitableSettings(
                     "data directory cannot be read locally",
@@ -183,16 +191,8 @@ class PostgresEngine:
     def _obstacle_to_local(self, session: BackupSession, identity: SourceIdentity) -> str:
         """Why the data directory cannot be read here; "" where it can."""
         connection: psycopg.Connection[Any] = session.connection
-        function = "pg_backup_start(text, boolean)"
-        if connection.info.server_version < 150000:
-            function = "pg_start_backup(text, boolean, boolean)"
-        (allowed,) = session.row(
-            "select has_function_privilege(%s, 'execute')",
-            (f"pg_catalog.{function}",),
-            doing="read the role's rights",
-        )
-        if not allowed:
-            return f"the role may not call {function}"
+        if missing := _missing_functions(session):
+            return f"the role may not call {FUNCTION_SIGNATURES[missing[0]]}"
         directory = Path(identity.data_directory)
         obstacle = is_not_the_servers(connection, directory, identity.system_identifier)
         if obstacle:
@@ -204,6 +204,36 @@ class PostgresEngine:
         if tablespaces and not postmaster_shares_our_mounts(directory):
             return "the server runs in a container, where tablespaces may be elsewhere"
         return ""
+
+
+def _missing_functions(session: BackupSession) -> list[str]:
+    """The functions of a local backup that the role may not call; also the one that is called at the end."""
+    return [
+        name
+        for name in backup_functions(session.connection.info.server_version // 10000)
+        if not session.row(
+            "select has_function_privilege(%s, 'execute')",
+            (f"pg_catalog.{FUNCTION_SIGNATURES[name]}",),
+            doing="read the role's rights",
+        )[0]
+    ]
+
+
+def _refuse_without_rights(session: BackupSession, identity: SourceIdentity) -> None:
+    """Raises PermissionMissing with the statements that give what a local backup needs."""
+    (role, quoted) = session.row("select current_user, quote_ident(current_user)", doing="read the rights")
+    missing = _missing_functions(session)
+    reasons = [f"may not call {FUNCTION_SIGNATURES[name]}" for name in missing]
+    statements = [grant_statement(name, role) for name in missing]
+    if not identity.data_directory:
+        reasons.append("may not see where the data directory is")
+        statements.append(f"GRANT pg_read_all_settings TO {quoted};")
+    if statements:
+        raise PermissionMissing(
+            "role may not make a local backup",
+            detail=f"Reason: the role {', '.join(reasons)}.",
+            hints=[*(f"as a superuser: {one}" for one in statements), "or use --mode remote"],
+        )
 
 
 class _Noted:

@@ -198,10 +198,14 @@ def _rights(facts: _Facts) -> Iterator[Finding]:
         yield Finding(Severity.OK, "role", f"role {role!r} has the rights that cloudsave needs")
 
 
+def backup_functions(major: int) -> tuple[str, ...]:
+    """Functions that begin and end a local backup."""
+    return _BACKUP_FUNCTIONS if major >= 15 else _BACKUP_FUNCTIONS_14
+
+
 def _functions(major: int) -> tuple[str, ...]:
     """Functions that an ordinary role needs to be granted."""
-    backup = _BACKUP_FUNCTIONS if major >= 15 else _BACKUP_FUNCTIONS_14
-    return backup + (_FILE_FUNCTIONS if major >= 16 else _FILE_FUNCTIONS[:1])
+    return backup_functions(major) + (_FILE_FUNCTIONS if major >= 16 else _FILE_FUNCTIONS[:1])
 
 
 def least_privileges(role: str, major: int) -> tuple[str, ...]:

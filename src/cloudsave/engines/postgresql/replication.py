@@ -9,6 +9,7 @@ Source: PostgreSQL manual, Streaming Replication Protocol; libpq, asynchronous c
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from cloudsave.errors import (
     LogRemoved,
     PermissionMissing,
     SlotLost,
+    UnsuitableSettings,
 )
 
 CONNECT_SECONDS_MAX = 30.0
@@ -41,6 +43,8 @@ _ROWS = (pq.ExecStatus.TUPLES_OK,)
 _NOTHING = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _COPIES = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 
+_NO_REPLICATION = re.compile("superuser or replication role|start WAL sender")
+_NO_WAL_SENDERS = re.compile(r"max_wal_senders\W+currently 0\)")
 _RETRYABLE_CLASSES = ("08", "53", "57")
 """SQLSTATE classes: connection, resources, operator intervention."""
 
@@ -87,7 +91,9 @@ def translate_error(message: str, sqlstate: str, *, doing: str) -> CloudsaveErro
             f"role may not {doing}",
             detail=detail,
             hints=[
-                "does the role have LOGIN and REPLICATION?",
+                "as a superuser: ALTER ROLE <role> REPLICATION;"
+                if _NO_REPLICATION.search(text)
+                else "does the role have LOGIN and REPLICATION?",
                 'does pg_hba.conf have a line for database "replication" and this role?',
             ],
         )
@@ -371,6 +377,12 @@ def _connect_error(pgconn: pq.abc.PGconn) -> CloudsaveError:
     refused = ("password authentication failed", "no pg_hba.conf entry", "must be superuser or replication")
     sqlstate = "28000" if any(part in text for part in (*refused, "permission denied to start WAL")) else ""
     pgconn.finish()
+    if _NO_WAL_SENDERS.search(text):
+        return UnsuitableSettings(
+            "server cannot stream its log with its present settings",
+            detail="max_wal_senders is 0, as it must be with wal_level = minimal.",
+            hints=["set wal_level = replica and max_wal_senders = 10, and restart the server"],
+        )
     return translate_error(text, sqlstate, doing="connect for replication")
 
 
