@@ -109,8 +109,7 @@ class Rounds:
         """Kill a restore; the same command goes on in the same directory."""
         target = self.last_commit() - timedelta(microseconds=1)
         directory = self.line.place()
-        wanted = ["--time", target.isoformat(), "--backup", self.last_backup_but_one()]
-        command = self.line.restore_command(directory, *wanted, "--start", *SETTINGS)
+        command = self.line.restore_command(directory, "--time", target.isoformat(), "--start", *SETTINGS)
         try:
             running = self.kill("restore", *command)
             stage = self.restore_stage(directory)
@@ -124,11 +123,6 @@ class Rounds:
                 assert_ledger(connection, Ledger.read(self.record).expected_ids(target))
         finally:
             discard(directory)
-
-    def last_backup_but_one(self) -> str:
-        """A backup that is followed by stored log: the newest may end behind the last commit."""
-        names = sorted(path.name for path in self.line.store.glob("lineages/*/backups/*"))
-        return names[-2:][0]
 
     def last_commit(self) -> datetime:
         """The latest instant to which a restore is possible, by the names of the stored log."""
@@ -360,3 +354,31 @@ def test_a_restore_that_is_stopped_leaves_no_server_and_goes_on(
             assert connection.execute("SELECT count(*) FROM late").fetchone() == (300000,)
     finally:
         discard(directory)
+
+
+@pytest.mark.postgresql_majors("18")
+def test_a_restore_to_the_latest_state_goes_on_though_backups_and_log_were_added(line: CommandLine) -> None:
+    """What was begun is finished: its files are of one backup, its server has replayed to one place."""
+    with line.captured():
+        line.run("backup", SOURCE)
+        line.cluster.psql("CREATE TABLE early AS SELECT generate_series(1, 300000) AS number")
+        line.catch_up()
+    for step in (0, 1):
+        directory = line.place()
+        command = line.restore_command(directory, "--start", *SETTINGS)
+        try:
+            with slowly(line):
+                running = line.begin(*command)
+                poll(restore_steps(line, directory)[step][1], "the restore is at work")
+                running.process.kill()
+                running.process.wait()
+            with line.captured():
+                line.cluster.psql(f"CREATE TABLE late_{step} (number int)")
+                line.run("backup", SOURCE)
+                line.catch_up()
+            facts = line.run(*command)
+            assert facts["resumed"]
+            with psycopg.connect(facts["connection_url"], autocommit=True) as connection:
+                assert connection.execute("SELECT count(*) FROM early").fetchone() == (300000,)
+        finally:
+            discard(directory)

@@ -28,7 +28,9 @@ from cloudsave.recovery.bring_up import (
     leave_for_later,
     recovery_digest,
 )
+from cloudsave.recovery.continuation import plan_or_continue
 from cloudsave.recovery.history import History, IndexReader, read_history
+from cloudsave.recovery.journal import ReplayStop
 from cloudsave.recovery.plan import RecoveryPlan, plan_recovery
 from cloudsave.recovery.replay import later_fetch_command
 from cloudsave.recovery.restore import RestoredFiles, RestoreRequest, restore_files
@@ -87,7 +89,7 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
     target = _target(context, parts.dialect, given)
     log_file_bytes = history.backups[-1].log_file_bytes
     indexes = IndexReader(parts.lineage, parts.dialect, log_file_bytes=log_file_bytes)
-    plan = plan_recovery(target, history, indexes)
+    plan = plan_or_continue(target, lambda one: plan_recovery(one, history, indexes), given["into"])
     reader = BackupReader(parts.lineage, parts.lineage.manifest(plan.backup.backup_id))
     if given["dry_run"]:
         _show_plan(context, plan, reader)
@@ -100,6 +102,7 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
         owner=given["owner"],
         workers=context.config.workers,
         recovery_digest=recovery_digest(plan),
+        replay=ReplayStop(plan.backup.backup_id, plan.stop.recovery_end, plan.stop.inclusive, plan.branch),
     )
     files = restore_files(reader, request, progress=context.progress)
     for note in files.notes:

@@ -36,7 +36,35 @@ class JournalHead:
     recovery_digest: str
     """Of what replay depends on; "" until the files are complete."""
     boot_id: str
+    backup_id: str = ""
+    recovery_end: int | None = None
+    """Where the replay that was begun ends; None until the files are complete, or where none will follow."""
+    inclusive: bool = True
+    branch: str = ""
     format: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayStop:
+    """The backup that was restored, and where its replay is to end."""
+
+    backup_id: str = ""
+    recovery_end: int | None = None
+    inclusive: bool = True
+    branch: str = ""
+
+
+def read_head(directory: Path) -> JournalHead | None:
+    """The journal of an unfinished restore; None where there is none. Raises: TargetDirectoryInUse."""
+    try:
+        return JournalHead(**json.loads((directory / JOURNAL_NAME).read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError) as error:
+        raise TargetDirectoryInUse(
+            f"journal of an earlier restore is damaged: {directory / JOURNAL_NAME}",
+            hints=["remove the directory and restore again"],
+        ) from error
 
 
 class Journal:
@@ -64,25 +92,16 @@ class Journal:
 
     def head(self) -> JournalHead | None:
         """The journal of an unfinished restore; None where there is none. Raises: TargetDirectoryInUse."""
-        try:
-            fields = json.loads((self._directory / JOURNAL_NAME).read_bytes())
-            return JournalHead(**fields)
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            raise TargetDirectoryInUse(
-                f"journal of an earlier restore is damaged: {self._directory / JOURNAL_NAME}",
-                hints=["remove the directory and restore again"],
-            ) from error
+        return read_head(self._directory)
 
-    def begin(self, files_digest: str) -> frozenset[str]:
+    def begin(self, files_digest: str, backup_id: str = "") -> frozenset[str]:
         """Start or take up a restore; the packs that need not be fetched again."""
         found = self.head()
         boot_id = current_boot_id()
         if found is not None and found.boot_id == boot_id and boot_id:
             return self._packs()
         self._unlink(PACKS_NAME)
-        self._write(JournalHead(files_digest, "", boot_id))
+        self._write(JournalHead(files_digest, "", boot_id, backup_id))
         return frozenset()
 
     def pack_done(self, pack: str) -> None:
@@ -96,9 +115,9 @@ class Journal:
             finally:
                 os.close(descriptor)
 
-    def files_complete(self, files_digest: str, recovery_digest: str) -> None:
+    def files_complete(self, files_digest: str, recovery_digest: str, replay: ReplayStop) -> None:
         """All files are complete and on stable storage; from here on the directory belongs to the server."""
-        self._write(JournalHead(files_digest, recovery_digest, current_boot_id()))
+        self._write(JournalHead(files_digest, recovery_digest, current_boot_id(), **asdict(replay)))
 
     def finish(self) -> None:
         """The restore is over."""

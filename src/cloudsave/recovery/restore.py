@@ -26,7 +26,7 @@ from typing import Protocol
 from cloudsave.errors import NotEnoughSpace, RecoveryError, TargetDirectoryInUse, UsageError
 from cloudsave.model.item import ItemKind
 from cloudsave.model.manifest import FileEntry, Manifest
-from cloudsave.recovery.journal import JOURNAL_NAME, LEFT_BEFORE_BEGIN, Journal
+from cloudsave.recovery.journal import JOURNAL_NAME, LEFT_BEFORE_BEGIN, Journal, ReplayStop
 from cloudsave.recovery.layout import CONTROL_FILES, REPLACED_FILES, Layout, check_vacant, plan_layout
 from cloudsave.telemetry import NoProgress, Progress
 
@@ -75,6 +75,8 @@ class RestoreRequest:
     """Threads; 0: one more than processors."""
     recovery_digest: str = ""
     """Of the recovery that will follow; a directory whose files are complete is used for no other."""
+    replay: ReplayStop | None = None
+    """What that recovery is, so that it can be planned again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +121,12 @@ def restore_files(
         head = journal.head()
         run = _FileRestore(reader, layout, owner)
         if head is None or not head.recovery_digest:
-            done = journal.begin(digest)
+            done = journal.begin(digest, manifest.backup_id)
             workers = request.workers or min(WORKERS_MAX, (os.cpu_count() or 1) + 1)
             with _full_disk_explained(layout):
                 run.execute(journal, done, workers, progress or NoProgress())
-            journal.files_complete(digest, request.recovery_digest or NO_RECOVERY)
+            replay = request.replay or ReplayStop(manifest.backup_id)
+            journal.files_complete(digest, request.recovery_digest or NO_RECOVERY, replay)
     has_config = any(entry.outside for entry in manifest.files)
     return RestoredFiles(
         directory=layout.directory,
