@@ -81,7 +81,9 @@ def run_backup(plan: BackupPlan, context: BackupContext) -> Manifest:
         begun_at = clock.monotonic()
         stop = _copy(context, writer, begun)
         context.progress.note("waiting for the log up to the end of the backup")
-        context.cover.wait_until_durable(begun.position, stop.position)
+        # From the begin of the log file: that is where a server will begin to read.
+        begin = begun.position.offset - begun.position.offset % plan.identity.log_file_bytes
+        context.cover.wait_until_durable(Position(begun.position.branch, begin), stop.position)
         # By the source's clock, as the instants of its commits are: ours may differ from it.
         finished_us = begun.clock_us + round((clock.monotonic() - begun_at) * 1e6)
         facts = _Facts(backup_id, begun.clock_us, finished_us, tuple(notes))

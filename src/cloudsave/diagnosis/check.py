@@ -77,7 +77,7 @@ def _backups(lineage: Lineage, clock: Clock) -> Iterator[Finding]:
 
 def _log(lineage: Lineage, newest: Manifest) -> Iterator[Finding]:
     ledger = Ledger(lineage.logs())
-    reached = ledger.frontier(newest.start.branch, newest.start.offset)
+    reached = ledger.frontier(newest.start.branch, newest.log_begin)
     if reached < newest.stop.offset:
         yield Finding(
             Severity.PROBLEM,

@@ -81,3 +81,8 @@ class Manifest:
     statistics: BackupStatistics
     notes: tuple[str, ...] = ()
     """Facts that a reader should be told, such as a fallback that was taken."""
+
+    @property
+    def log_begin(self) -> int:
+        """The begin of the log file in which replay starts: servers read log files from their begin."""
+        return self.start.offset - self.start.offset % self.log_file_bytes

