@@ -108,7 +108,7 @@ CASES = {
     "nonsense time": Case(f"{INTO} --time soonish", "CS-1001", 2, says="soonish"),
     "impossible time": Case(f"{INTO} --time 2026-02-30T00:00:00Z", "CS-1001", 2, says="2026-02-30"),
     "unknown zone": Case(
-        f"{INTO} --time 2026-11-21T05:00:00 --timezone Mars/Base", "CS-1001", 2, says="Mars"
+        f"{INTO} --time 2026-11-21T05:00:00 --timezone Mars/Base", "CS-1001", 2, says="--timezone"
     ),
     "two targets": Case(f"{INTO} --latest --time 2026-11-21T05:00:00Z", "CS-1001", 2, says="target"),
     "nonsense position": Case(f"{INTO} --position here", "CS-1001", 2, says="here"),
