@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.postgresql.cluster import Cluster
+from tests.integration.postgresql.cluster import Cluster, poll
 from tests.integration.postgresql.oracle import (
     Commit,
     Expectation,
@@ -82,6 +82,8 @@ def test_record_agrees_with_a_server_that_crashed_and_came_back(cluster: Cluster
     cluster.pgbench_init(1)
     with cluster.pgbench_run(clients=1), LedgerClients(lambda: cluster.url, record) as clients:
         clients.wait_for(40)
+        history = "SELECT count(*) FROM pgbench_history"
+        poll(lambda: cluster.psql(history) != "0", "pgbench has committed something")
         cluster.crash()
         cluster.start()
         clients.wait_for(40)
