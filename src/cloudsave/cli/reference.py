@@ -18,7 +18,13 @@ Made from the commands themselves by `python -m cloudsave.cli.reference`: it is 
 
 def render() -> str:
     """The whole page."""
-    context = click.Context(cli, info_name=PROGRAM, terminal_width=WIDTH, max_content_width=WIDTH)
+    context = click.Context(
+        cli,
+        info_name=PROGRAM,
+        help_option_names=["-h", "--help"],
+        terminal_width=WIDTH,
+        max_content_width=WIDTH,
+    )
     return _HEAD + "".join(_sections(cli, context))
 
 
