@@ -69,6 +69,22 @@ class Piece(Protocol):
         """
 
 
+class ContentPiece:
+    """A piece, and a whole file, whose bytes are at hand."""
+
+    def __init__(self, item: Item, content: bytes) -> None:
+        self.item = item
+        self.offset = 0
+        self.length = len(content)
+        self._content = memoryview(content)
+
+    def read_into(self, target: memoryview, *, offset: int) -> int:
+        """See `Piece.read_into`."""
+        part = self._content[offset : offset + len(target)]
+        target[: len(part)] = part
+        return len(part)
+
+
 @dataclass(frozen=True, slots=True)
 class CorruptPage:
     """A page whose checksum or header is wrong in the source, for good."""

@@ -24,7 +24,7 @@ import numpy as np
 
 from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists
 from cloudsave.kernels.pages import FingerprintKey, fingerprints
-from cloudsave.model.item import Item, Piece
+from cloudsave.model.item import ContentPiece, Item, Piece
 from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
 from cloudsave.repository.container import FrameRef
 from cloudsave.repository.crypto import ZSTD_LEVEL
@@ -71,21 +71,6 @@ class _Worker:
     @property
     def room(self) -> int:
         return FRAME_BYTES - self.blocks_used * BLOCK_BYTES
-
-
-class _Bytes:
-    """A piece whose bytes are at hand."""
-
-    def __init__(self, item: Item, content: bytes) -> None:
-        self.item = item
-        self.offset = 0
-        self.length = len(content)
-        self._content = memoryview(content)
-
-    def read_into(self, target: memoryview, *, offset: int) -> int:
-        part = self._content[offset : offset + len(target)]
-        target[: len(part)] = part
-        return len(part)
 
 
 class BackupWriter:
@@ -166,7 +151,7 @@ class BackupWriter:
 
     def store_content(self, item: Item, content: bytes) -> None:
         """A whole small file whose bytes are at hand."""
-        self.store(_Bytes(replace(item, size_bytes=len(content)), content))
+        self.store(ContentPiece(replace(item, size_bytes=len(content)), content))
 
     def add_entry(self, item: Item) -> None:
         """A directory, link or file without content."""

@@ -28,7 +28,7 @@ from cloudsave.engines.postgresql.page_check import PageCheck
 from cloudsave.errors import EngineError, IntegrityError
 from cloudsave.model.engine_facts import BackupStart, BackupStop
 from cloudsave.model.identity import Role, SourceIdentity
-from cloudsave.model.item import Item, ItemKind, LateFile, Piece
+from cloudsave.model.item import ContentPiece, Item, ItemKind, LateFile, Piece
 from cloudsave.model.position import Position
 
 PIECE_BYTES = 32 << 20
@@ -127,9 +127,9 @@ class LocalBackupSource:
             elif item.size_bytes:
                 yield from self._file_pieces(item)
             else:
-                yield ReadPiece(item, b"")
+                yield ContentPiece(item, b"")
         for item, content in self._outside:
-            yield ReadPiece(item, content)
+            yield ContentPiece(item, content)
 
     def _file_pieces(self, item: Item) -> Iterator[Piece]:
         assert self._check is not None
@@ -170,7 +170,7 @@ class LocalBackupSource:
         path = self._root / item.path
         try:
             with path.open("rb") as file:
-                return ReadPiece(file_item(item.path, os.fstat(file.fileno())), file.read())
+                return ContentPiece(file_item(item.path, os.fstat(file.fileno())), file.read())
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -220,22 +220,6 @@ class LocalBackupSource:
             if text:
                 content = text.encode("utf-8", "surrogateescape")
                 yield LateFile(Item(name, ItemKind.FILE, mode, len(content), now_us), content)
-
-
-class ReadPiece:
-    """A piece whose bytes have been read."""
-
-    def __init__(self, item: Item, content: bytes) -> None:
-        self.item = item
-        self.offset = 0
-        self.length = len(content)
-        self._content = memoryview(content)
-
-    def read_into(self, target: memoryview, *, offset: int) -> int:
-        """See `Piece.read_into`."""
-        part = self._content[offset : offset + len(target)]
-        target[: len(part)] = part
-        return len(part)
 
 
 class FilePiece:
