@@ -24,7 +24,8 @@ _START_SECONDS_MAX = 60.0
 """Limit: capture streams within this after it was started."""
 COVER_SECONDS_MAX = 900.0
 """Limit: the log of a base backup is durable within this after its end."""
-_POLL_SECONDS = 0.02
+_LOOK_SECONDS = 1.0
+"""A wait looks again after so long even when nothing was heard: the clock may have reached its deadline."""
 LISTING_POLL_SECONDS = 1.0
 """How often the repository is asked whether another capture has got there: each time is a listing."""
 
@@ -49,10 +50,12 @@ class BackgroundCapture:
         clock: Clock,
         observer: Observer = _ignore,
     ) -> None:
+        self._source = source
         self._lineage = lineage
         self._clock = clock
         self._observer = observer
         self._stop = threading.Event()
+        self._news = threading.Event()
         self._status: CaptureStatus | None = None
         self._error: BaseException | None = None
         # Not `Thread.join`: interrupted by a signal, it takes a running thread for ended (CPython 3.11).
@@ -115,6 +118,10 @@ class BackgroundCapture:
     def leave(self) -> None:
         """Store what is at hand and end. Never raises."""
         self._stop.set()
+        status = self._status
+        if status is not None and status.branch:
+            # Says nothing new; it wakes a stream that waits for log.
+            self._source.acknowledge(Position(status.branch, status.durable))
         self._done.wait()
 
     def _reached(self, position: Position) -> bool:
@@ -127,7 +134,10 @@ class BackgroundCapture:
 
     def _await(self, condition: Callable[[], bool], *, timeout_seconds: float, what: str) -> None:
         deadline = self._clock.monotonic() + timeout_seconds
-        while not condition():
+        while True:
+            self._news.clear()
+            if condition():
+                return
             self._raise_error()
             if self._clock.monotonic() > deadline:
                 last = self._status.last_error if self._status else ""
@@ -135,10 +145,11 @@ class BackgroundCapture:
                     f"could not capture the log that the backup needs: {what}",
                     detail=f"Waited {timeout_seconds:.0f} s. {last}".strip(),
                 )
-            self._clock.sleep(_POLL_SECONDS)
+            self._news.wait(_LOOK_SECONDS)
 
     def _observe(self, status: CaptureStatus) -> None:
         self._status = status
+        self._news.set()
         self._observer(status)
 
     def _work(self) -> None:
@@ -148,6 +159,7 @@ class BackgroundCapture:
             self._error = error
         finally:
             self._done.set()
+            self._news.set()
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -81,7 +81,7 @@ def run_capture(
 
 
 class Capture:
-    """One run of capture. `run` belongs to one thread; the observer is called from it."""
+    """One run of capture. `run` belongs to one thread."""
 
     def __init__(
         self,
@@ -105,6 +105,7 @@ class Capture:
         self._reported_at = 0.0
         self._meter = LagMeter(self._started_at)
         self._lock = threading.Lock()
+        self._observing = threading.Lock()
         self._status = CaptureStatus(
             CaptureState.CONNECTING,
             branch="",
@@ -313,7 +314,6 @@ class Capture:
 
     def _made_durable(self, position: Position, size_bytes: int) -> None:
         """Called by the putting thread, after the put."""
-        self._source.acknowledge(position)
         with self._lock:
             self._meter.durable_is_at(position.offset)
             self._status = replace(
@@ -322,6 +322,8 @@ class Capture:
                 objects=self._status.objects + 1,
                 bytes_stored=self._status.bytes_stored + size_bytes,
             )
+        self._tell()
+        self._source.acknowledge(position)
 
     # ---- lost log
 
@@ -395,5 +397,8 @@ class Capture:
                 if state != CaptureState.HOLE or caught_up:
                     state = CaptureState.BEHIND if late else CaptureState.STREAMING
             self._status = replace(status, state=state, seconds_behind=lag, rpo_breached=breached)
-            seen = self._status
-        self._observer(seen)
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._observing:
+            self._observer(self._status)

@@ -72,6 +72,10 @@ class CaptureStatus:
 
 
 Observer = Callable[[CaptureStatus], None]
+"""
+Called from the thread that captures and, as soon as log has become durable, from the one that stores it;
+never by both at once.
+"""
 
 
 class LagMeter:

@@ -67,6 +67,7 @@ _DIGEST_OFFSET = 16
 """Where in the footer the BLAKE3 stands: it covers all before it."""
 SCRATCH_BYTES = (1 << 20) + 4096
 """Size that the frames of packs fit in, coded or plain."""
+ARENA_BYTES_MIN = 64 << 10
 BLOB_FRAME_BYTES = 1 << 20
 """Plain bytes of a frame of a manifest, map or log object."""
 REVOCATION_BYTES = HEADER_BYTES + FRAME_HEADER.size + TAG_BYTES + FOOTER_BYTES
@@ -108,27 +109,53 @@ class Footer:
     signature: bytes
 
 
+class Arena:
+    """
+    Memory that objects are built in, one after the other, and put from: it begins at a page of memory, so
+    that the store can write it around the page cache, and its pages are asked for only once. Grows by
+    doubling. Not thread-safe.
+    """
+
+    def __init__(self, size_bytes: int = ARENA_BYTES_MIN) -> None:
+        self._memory = memoryview(mmap.mmap(-1, size_bytes))
+
+    def room(self, begin: int, length: int) -> memoryview:
+        """`length` bytes from `begin` on. What stands before `begin` stays; views given before may not."""
+        if begin + length > len(self._memory):
+            grown = memoryview(mmap.mmap(-1, max(begin + length, 2 * len(self._memory))))
+            grown[:begin] = self._memory[:begin]
+            self._memory = grown
+        return self._memory[begin : begin + length]
+
+
 class ContainerWriter:
     """
-    Builds one object in memory, frame by frame; `parts` then holds it for `put`.
+    Builds one object, frame by frame, in an arena: of its own, or one that no other object is in.
 
     Not thread-safe. The object's name must be known, since the key depends on it.
     """
 
     def __init__(
-        self, keys: LineageKeys, name: str, kind: Kind, *, clock: Clock, level: int = ZSTD_LEVEL
+        self,
+        keys: LineageKeys,
+        name: str,
+        kind: Kind,
+        *,
+        clock: Clock,
+        level: int = ZSTD_LEVEL,
+        arena: Arena | None = None,
     ) -> None:
         self.name = name
         self._keys = keys
         self._level = level
         salt = clock.random_bytes(SALT_BYTES)
         self._sealer = Sealer(keys, name, salt)
-        header = MAGIC + bytes([kind, 0, 0, 0]) + salt
-        self._hash = blake3(header)
-        self.parts: list[Buffer] = [header]
-        self.size_bytes = HEADER_BYTES
+        self._hash = blake3()
+        self._arena = arena or Arena()
+        self.size_bytes = 0
         self.frame_count = 0
         self._complete = False
+        self._append(MAGIC + bytes([kind, 0, 0, 0]) + salt)
 
     def add_blob(self, content: Buffer) -> None:
         """Seal `content` as the object's last frames, each proved; at least one, so that one is the last."""
@@ -149,18 +176,23 @@ class ContainerWriter:
         codec, coded = CODEC.compress(plain, self._level)
         header = FRAME_HEADER.pack(number, len(plain), len(coded) + TAG_BYTES, codec, last)
         self._complete = last
-        sealed = self._sealer.seal(number, header, coded)
+        reference = FrameRef(number, self.size_bytes, len(coded) + TAG_BYTES, len(plain))
+        self._append(header)
+        sealed = self._arena.room(self.size_bytes, reference.sealed_bytes)
+        self._sealer.seal_into(number, header, coded, sealed)
         if proof:
             self._prove(number, header, sealed, plain)
-        reference = FrameRef(number, self.size_bytes, len(sealed), len(plain))
-        for part in (header, sealed):
-            self._hash.update(part)
-            self.parts.append(part)
+        self._hash.update(sealed)
         self.size_bytes = reference.end
         self.frame_count += 1
         return reference
 
-    def _prove(self, number: int, header: bytes, sealed: bytes, plain: Buffer) -> None:
+    def _append(self, content: bytes) -> None:
+        self._arena.room(self.size_bytes, len(content))[:] = content
+        self._hash.update(content)
+        self.size_bytes += len(content)
+
+    def _prove(self, number: int, header: bytes, sealed: memoryview, plain: Buffer) -> None:
         _, plain_bytes, _, codec, _ = FRAME_HEADER.unpack(header)
         coded_buffer, plain_buffer = scratch_of_thread().room(len(sealed), plain_bytes)
         coded_bytes = self._sealer.open_into(number, header, sealed, coded_buffer)
@@ -175,18 +207,18 @@ class ContainerWriter:
             )
 
     def finish(self, *, index: FrameRef | None = None, sign: bool = False) -> Sequence[Buffer]:
-        """Close the object, whose last frame was added as such, and return its parts in order."""
+        """
+        Close the object, whose last frame was added as such; its bytes, valid until the arena is used again.
+        """
         if not self._complete:
             raise ValueError("no frame is the last one")
-        head = struct.pack("<QI4x", index.offset if index else 0, self.frame_count)
-        self._hash.update(head)
+        self._append(struct.pack("<QI4x", index.offset if index else 0, self.frame_count))
         digest = self._hash.digest()
         signature = bytes(64)
         if sign:
             signature = self._keys.signing_key().sign(_signed_message(self.name, digest))
-        self.parts.append(head + digest + signature + END_MAGIC)
-        self.size_bytes += FOOTER_BYTES
-        return self.parts
+        self._append(digest + signature + END_MAGIC)
+        return [self._arena.room(0, self.size_bytes)]
 
 
 def _signed_message(name: str, digest: bytes) -> bytes:
@@ -309,6 +341,14 @@ class FrameScratch:
 
 
 _of_thread = threading.local()
+
+
+def arena_of_thread() -> Arena:
+    """The calling thread's arena for objects that are built and put in one go."""
+    if not hasattr(_of_thread, "arena"):
+        _of_thread.arena = Arena()
+    found: Arena = _of_thread.arena
+    return found
 
 
 def scratch_of_thread() -> FrameScratch:

@@ -159,9 +159,11 @@ class Sealer:
         self._lineage = keys.lineage.encode() + b"\0"
         self._name = name
 
-    def seal(self, frame_number: int, header: bytes, coded: Buffer) -> bytes:
-        """Ciphertext and tag; `header` is authenticated with it."""
-        return self._aead.encrypt(_nonce(frame_number), coded, self._lineage + header)
+    def seal_into(self, frame_number: int, header: bytes, coded: Buffer, target: memoryview) -> None:
+        """
+        Write ciphertext and tag, which fill `target` exactly; `header` is authenticated with them.
+        """
+        self._aead.encrypt_into(_nonce(frame_number), coded, self._lineage + header, target)
 
     def open(self, frame_number: int, header: bytes, sealed: Buffer) -> bytes:
         """

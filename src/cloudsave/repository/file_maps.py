@@ -86,9 +86,10 @@ class FileState:
             keep = keep & ~found
             reused += int(found.sum())
             slots += _prior_slots(prior, block, np.flatnonzero(found))
-        for run in _runs(np.flatnonzero(zero)):
+        empty = np.flatnonzero(zero)
+        for run in _runs(empty):
             slots.append(Slot(block + int(run[0]), len(run), "", None, 0))
-        return Placement(keep, tuple(slots), int(zero.sum()), reused, same)
+        return Placement(keep, tuple(slots), len(empty), reused, same)
 
     def note(self, block: int, end_bytes: int, prints: Fingerprints, placement: Placement) -> None:
         """With the lock held: take in what `match` found."""

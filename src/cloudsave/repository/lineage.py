@@ -16,6 +16,7 @@ from cloudsave.repository.container import (
     REVOCATION_BYTES,
     ContainerWriter,
     Kind,
+    arena_of_thread,
     read_frames,
 )
 from cloudsave.repository.crypto import LineageKeys
@@ -252,7 +253,7 @@ class Lineage:
         Seal `content` under `name` (relative to the lineage) and store it; its stored size. Raises:
         ObjectExists.
         """
-        writer = ContainerWriter(self.keys, self.root + name, kind, clock=self.clock)
+        writer = ContainerWriter(self.keys, self.root + name, kind, clock=self.clock, arena=arena_of_thread())
         writer.add_blob(content)
         self.store.put(self.root + name, writer.finish(sign=sign))
         return writer.size_bytes

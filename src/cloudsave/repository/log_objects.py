@@ -33,6 +33,7 @@ from cloudsave.repository.container import (
     ContainerReader,
     ContainerWriter,
     Kind,
+    arena_of_thread,
     read_frames,
 )
 from cloudsave.repository.crypto import LineageKeys
@@ -75,8 +76,11 @@ def parse_log_object_name(info: ObjectInfo) -> LogSegment | None:
 def write_log_object(
     keys: LineageKeys, segment: LogSegment, log: Sequence[Buffer], index: LogIndex, *, clock: Clock
 ) -> Sequence[Buffer]:
-    """The parts of a log object. Every frame is opened and compared before it leaves."""
-    writer = ContainerWriter(keys, log_object_name(keys.lineage, segment), Kind.LOG, clock=clock)
+    """
+    A log object, in the calling thread's arena. Every frame is opened and compared before it leaves.
+    """
+    name = log_object_name(keys.lineage, segment)
+    writer = ContainerWriter(keys, name, Kind.LOG, clock=clock, arena=arena_of_thread())
     writer.add(_encode_index(segment, index), proof=True)
     joined = log[0] if len(log) == 1 else b"".join(log)
     view = memoryview(joined)

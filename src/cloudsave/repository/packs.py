@@ -32,6 +32,7 @@ from cloudsave.repository.container import (
     FOOTER_BYTES,
     FRAME_HEADER,
     HEADER_BYTES,
+    Arena,
     ContainerReader,
     ContainerWriter,
     FrameRef,
@@ -77,10 +78,12 @@ class PackBuilder:
     """Upper bound of the size of the trailer so far."""
 
     @staticmethod
-    def open(keys: LineageKeys, name: str, *, clock: Clock, level: int, bytes_target: int) -> PackBuilder:
-        """A new pack."""
+    def open(
+        keys: LineageKeys, name: str, *, clock: Clock, level: int, bytes_target: int, arena: Arena
+    ) -> PackBuilder:
+        """A new pack, to be built in `arena`, which must not be used for another one before `put`."""
         full_name = f"lineages/{keys.lineage}/packs/{name}"
-        container = ContainerWriter(keys, full_name, Kind.PACK, clock=clock, level=level)
+        container = ContainerWriter(keys, full_name, Kind.PACK, clock=clock, level=level, arena=arena)
         return PackBuilder(name, container, bytes_target)
 
     @property

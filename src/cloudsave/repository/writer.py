@@ -26,7 +26,7 @@ from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists
 from cloudsave.kernels.pages import FingerprintKey, fingerprints
 from cloudsave.model.item import ContentPiece, Item, Piece
 from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
-from cloudsave.repository.container import FrameRef
+from cloudsave.repository.container import Arena, FrameRef
 from cloudsave.repository.crypto import ZSTD_LEVEL
 from cloudsave.repository.file_maps import FileState, MapWriter, Slot
 from cloudsave.repository.lineage import Lineage
@@ -59,10 +59,23 @@ class _Task:
 
 
 @dataclass(slots=True)
+class _Counts:
+    """What `BackupStatistics` tells at the end. Guarded by the writer's lock."""
+
+    bytes_read: int = 0
+    bytes_stored: int = 0
+    blocks_total: int = 0
+    blocks_stored: int = 0
+    blocks_zero: int = 0
+    blocks_reused: int = 0
+
+
+@dataclass(slots=True)
 class _Worker:
-    """What one thread holds: the frame being gathered and the pack being built."""
+    """What one thread holds: the frame being gathered, and the arena with the pack being built."""
 
     buffer: memoryview
+    arena: Arena
     blocks_used: int = 0
     gathered: list[tuple[FileState, Stretch]] = field(default_factory=list)
     pack: PackBuilder | None = None
@@ -99,7 +112,7 @@ class BackupWriter:
         self._threads: list[threading.Thread] = []
         self._sequence = itertools.count()
         self._generation = 0
-        self._statistics = BackupStatistics()
+        self._counts = _Counts()
         self._current: FileState | None = None
         self._stopping = False
 
@@ -186,10 +199,15 @@ class BackupWriter:
         """
         with self._lock:
             self._maps.flush()
-        statistics = replace(
-            self._statistics,
+        counts = self._counts
+        statistics = BackupStatistics(
             seconds=(draft.finished_us - draft.started_us) / 1e6,
-            bytes_stored=self._statistics.bytes_stored + self._maps.bytes_stored,
+            bytes_read=counts.bytes_read,
+            bytes_stored=counts.bytes_stored + self._maps.bytes_stored,
+            blocks_total=counts.blocks_total,
+            blocks_stored=counts.blocks_stored,
+            blocks_zero=counts.blocks_zero,
+            blocks_reused=counts.blocks_reused,
         )
         manifest = self._maps.complete(replace(draft, statistics=statistics))
         try:
@@ -268,7 +286,9 @@ class BackupWriter:
             raise self._error
 
     def _work(self) -> None:
-        worker = _Worker(memoryview(bytearray(FRAME_BYTES)))
+        # Room for what lies behind the mark at which a pack is full: a frame, and a usual trailer.
+        arena = Arena(self._options.pack_bytes + 2 * FRAME_BYTES)
+        worker = _Worker(memoryview(bytearray(FRAME_BYTES)), arena)
         try:
             while not self._stopping:
                 try:
@@ -331,15 +351,12 @@ class BackupWriter:
         with self._lock:
             state.note(block, offset + got, prints, placement)
             state.pending += len(stretches)
-            counts = self._statistics
-            self._statistics = replace(
-                counts,
-                bytes_read=counts.bytes_read + got,
-                blocks_total=counts.blocks_total + count,
-                blocks_stored=counts.blocks_stored + kept,
-                blocks_zero=counts.blocks_zero + placement.zero_blocks,
-                blocks_reused=counts.blocks_reused + placement.reused_blocks,
-            )
+            counts = self._counts
+            counts.bytes_read += got
+            counts.blocks_total += count
+            counts.blocks_stored += kept
+            counts.blocks_zero += placement.zero_blocks
+            counts.blocks_reused += placement.reused_blocks
 
     @staticmethod
     def _stretches(
@@ -353,6 +370,8 @@ class BackupWriter:
         places = np.flatnonzero(keep)
         if not len(places):
             return []
+        if len(places) == len(keep):
+            return [Stretch(path, block, len(keep), used * BLOCK_BYTES, prints)]
         stretches = []
         for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
             first, count = int(run[0]), len(run)
@@ -374,6 +393,7 @@ class BackupWriter:
                 clock=self._lineage.clock,
                 level=self._options.level,
                 bytes_target=self._options.pack_bytes,
+                arena=worker.arena,
             )
         proof = self._options.paranoid or worker.frames % PROOF_EVERY_FRAMES == 0
         plain = worker.buffer[: worker.blocks_used * BLOCK_BYTES]
@@ -397,7 +417,7 @@ class BackupWriter:
         stored = worker.pack.put(self._lineage.store)
         worker.pack = None
         with self._lock:
-            self._statistics = replace(self._statistics, bytes_stored=self._statistics.bytes_stored + stored)
+            self._counts.bytes_stored += stored
 
     def _finish_if_complete(self, state: FileState) -> None:
         """With the lock held: a file whose last block has its place gets its map."""

@@ -57,8 +57,9 @@ class ObjectStore(Protocol):
         """
         Store the concatenation of `parts` under `name`, durably and atomically, if nothing has that name.
 
-        A reader sees nothing or all. May be repeated after an unclear failure: then ObjectExists may mean
-        that the first try had succeeded, and the caller compares content.
+        A reader sees nothing or all. The memory of `parts` is the caller's again on return. May be repeated
+        after an unclear failure: then ObjectExists may mean that the first try had succeeded, and the caller
+        compares content.
         Raises: ObjectExists, StoreFull, StorePermission, StoreUnavailable.
         """
 

@@ -139,10 +139,13 @@ class ObstoreStore:
         return StoreCapabilities(conditional_put=True, durable_put=True)
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
-        """One conditional request; a multipart upload could replace an object."""
+        """
+        One conditional request; a multipart upload could replace an object. The driver gets a copy: it may
+        still send a request that we have given up, when the caller uses its memory again.
+        """
         validate_name(name)
         with self._errors("store", name):
-            obstore.put(self._backend, name, list(parts) or b"", mode="create", use_multipart=False)
+            obstore.put(self._backend, name, b"".join(parts), mode="create", use_multipart=False)
 
     def get(self, name: str) -> bytes:
         """One request; the length is checked against what the service says the object has."""

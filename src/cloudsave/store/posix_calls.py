@@ -92,6 +92,12 @@ def write_around_cache(descriptor: int, parts: Sequence[bytes | bytearray | memo
 
 def _blocks(parts: Sequence[bytes | bytearray | memoryview]) -> Iterator[memoryview]:
     """The concatenation in blocks that begin at a page of memory; each is valid until the next."""
+    if len(parts) == 1 and _begins_at_page(parts[0]):
+        whole = memoryview(parts[0]).cast("B")
+        yield from (
+            whole[begin : begin + _DIRECT_BLOCK_BYTES] for begin in range(0, len(whole), _DIRECT_BLOCK_BYTES)
+        )
+        return
     if not hasattr(_of_thread, "block"):
         _of_thread.block = memoryview(mmap.mmap(-1, _DIRECT_BLOCK_BYTES))
     block: memoryview = _of_thread.block
@@ -107,6 +113,14 @@ def _blocks(parts: Sequence[bytes | bytearray | memoryview]) -> Iterator[memoryv
                 filled = 0
     if filled:
         yield block[:filled]
+
+
+def _begins_at_page(part: bytes | bytearray | memoryview) -> bool:
+    """Whether it can be written around the page cache from where it is."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(part)) % _DIRECT_UNIT_BYTES == 0
+    except TypeError:  # It is read-only, and ctypes will not tell its address.
+        return False
 
 
 def _write_direct(descriptor: int, block: memoryview, offset: int) -> int:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudsave.errors import IntegrityError
+from cloudsave.repository.container import Arena
 from cloudsave.repository.crypto import FRAME_PLAIN_BYTES_MAX
 from cloudsave.repository.packs import TRAILER_BYTES_TARGET, PackBuilder, Stretch, read_trailer
 from cloudsave.store.memory import MemoryStore
@@ -22,7 +23,9 @@ stretches = st.lists(st.tuples(paths, st.integers(0, 1 << 20), st.integers(1, 9)
 def builder(store: MemoryStore) -> PackBuilder:
     """A new pack of the sample lineage."""
     keys = lineage_on(store).keys
-    return PackBuilder.open(keys, "00000001-00000000", clock=SeededClock(1), level=1, bytes_target=32 << 20)
+    return PackBuilder.open(
+        keys, "00000001-00000000", clock=SeededClock(1), level=1, bytes_target=32 << 20, arena=Arena()
+    )
 
 
 @settings(max_examples=50, deadline=None)

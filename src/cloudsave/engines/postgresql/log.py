@@ -93,6 +93,7 @@ class PostgresLogSource:
         self._identify = identify
         self._clock = clock
         self._connection: ReplicationConnection | None = None
+        self._branch = ""
         self._durable = 0
         self._acknowledged = False
         self._replica = False
@@ -134,7 +135,7 @@ class PostgresLogSource:
 
     def _stream(self, start: Position) -> Iterator[LogChunk | BranchEnd]:
         connection = self._connected()
-        self._durable, self._acknowledged = 0, False
+        self._branch, self._durable, self._acknowledged = start.branch, 0, False
         timeline = int(start.branch, 16)
         ended = connection.begin_copy_both(
             f"START_REPLICATION SLOT {self._slot} PHYSICAL {format_lsn(start.offset)} TIMELINE {timeline}"
@@ -163,8 +164,12 @@ class PostgresLogSource:
         return content.encode("utf-8", "surrogateescape")
 
     def acknowledge(self, position: Position) -> None:
-        """See `LogSource.acknowledge`. Thread-safe; the server is told at once."""
-        self._durable = max(self._durable, position.offset)
+        """
+        See `LogSource.acknowledge`. Thread-safe; the server is told at once. What is said of another branch
+        than the one that is streamed says nothing of this one.
+        """
+        if position.branch == self._branch:
+            self._durable = max(self._durable, position.offset)
         self._acknowledged = True
         connection = self._connection
         if connection is not None:

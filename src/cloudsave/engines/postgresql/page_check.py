@@ -86,6 +86,8 @@ class PageCheck:
         status = pg_page_status(
             pages[:whole], first_block=first_block, checksums=self._checksums, lsn_out=lsns
         )
+        if not status.any():
+            return ()
         failed = status == PageStatus.CHECKSUM
         younger = failed & (lsns >= np.uint64(self._start_offset))
         for index in np.flatnonzero(younger).tolist():
