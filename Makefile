@@ -5,6 +5,9 @@ PYTHON ?= python3
 PY     := $(VENV)/bin/python
 BUILD_INPUTS := pyproject.toml $(wildcard tools/build_kernels.py src/cloudsave/kernels/*.c)
 PATHS  := src tests tools $(wildcard benchmarks)
+# How tests are run; PARALLEL= runs them one after the other in one process.
+PARALLEL ?= -n auto --dist worksteal
+PYTEST := $(PY) -m pytest $(PARALLEL)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check lint test integration faults bench docs
@@ -16,7 +19,7 @@ demo: $(VENV)/.installed-demo ## back up an embedded PostgreSQL under load, lose
 	$(VENV)/bin/cloudsave demo
 
 check: lint ## what to run before each commit: linters, types, layers, quick tests (under 2 minutes)
-	$(PY) -m pytest -q tests/unit tests/tidy tests/contracts
+	$(PYTEST) -q tests/unit tests/tidy tests/contracts
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check $(PATHS)
@@ -25,13 +28,13 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/lint-imports
 
 test: lint servers ## everything, on every supported version of every engine
-	$(PY) -m pytest --require-all-engines
+	$(PYTEST) --require-all-engines
 
 integration: servers ## tests on real servers; narrow by ARGS="--postgresql=15,18 -k name"
-	$(PY) -m pytest tests/integration $(ARGS)
+	$(PYTEST) tests/integration $(ARGS)
 
 faults: servers ## every operation failed in turn, processes killed; ARGS as above
-	$(PY) -m pytest tests/faults $(ARGS)
+	$(PYTEST) tests/faults $(ARGS)
 
 bench: servers ## measure ourselves and the peers on the same data, in turns
 	$(PY) tools/provision.py --peers

@@ -1,4 +1,10 @@
-"""Pytest plugin: which database engines and versions did this run really exercise, and were all of them?"""
+"""
+Pytest plugin: which database engines and versions did this run really exercise, and were all of them?
+
+A run in parallel (pytest-xdist) is judged as one: the process that started the workers sees every test's
+report, which names the versions that the test used, and is told by each worker which fixtures its tests use.
+Workers judge nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +16,7 @@ from typing import Any, cast
 import pytest
 
 PROPERTY = "engine_exercised"
+SELECTED = "fixtures_selected"
 EXIT_CODE_INCOMPLETE = pytest.ExitCode.TESTS_FAILED
 
 
@@ -55,10 +62,36 @@ def require_engine(config: pytest.Config, engine: str, major: str, *, fixture: s
 
 def note_engine(node: pytest.Item, engine: str, major: str, *, version: str) -> None:
     """This test talks to a real engine of this version."""
-    report_of(node.config).versions[(engine, major)] = version
-    entry = (PROPERTY, (engine, major))
+    entry = (PROPERTY, (engine, major, version))
     if entry not in node.user_properties:
         node.user_properties.append(entry)
+
+
+class _Recorder:
+    """Hears of every test, in whichever process it ran, and of every worker that ended."""
+
+    def __init__(self, report: EngineReport) -> None:
+        self._report = report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test for each version that it used: when it passed, or in the phase in which it failed."""
+        used = [value for name, value in report.user_properties if name == PROPERTY]
+        for engine, major, version in cast("list[tuple[str, str, str]]", used):
+            self._report.versions[(engine, major)] = version
+            if report.failed:
+                self._report.failed[(engine, major)] += 1
+            elif report.passed and report.when == "call":
+                self._report.passed[(engine, major)] += 1
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """Take over what a worker's tests use. A worker that crashed tells nothing; it has failed the run."""
+        self._report.selected.update(getattr(node, "workeroutput", {}).get(SELECTED, ()))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Listen."""
+    config.pluginmanager.register(_Recorder(report_of(config)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -68,24 +101,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         report.selected.update(getattr(item, "fixturenames", ()))
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """Count a test for each version that it used: when it passed, or in the phase in which it failed."""
-    outcome = yield
-    result = outcome.get_result()
-    keys = [cast("tuple[str, str]", value) for name, value in item.user_properties if name == PROPERTY]
-    report = report_of(item.config)
-    for key in keys:
-        if result.failed:
-            report.failed[key] += 1
-        elif result.passed and result.when == "call":
-            report.passed[key] += 1
-
-
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """An incomplete run must not look green."""
+    """An incomplete run must not look green. A worker has run a part, and only tells what it knows."""
+    report = report_of(session.config)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[SELECTED] = sorted(report.selected)
+        return
     green = exitstatus == pytest.ExitCode.OK and not session.config.getoption("collectonly")
-    if green and _complete_wanted(session.config) and report_of(session.config).missing():
+    if green and _complete_wanted(session.config) and report.missing():
         session.exitstatus = EXIT_CODE_INCOMPLETE
 
 

@@ -7,6 +7,7 @@ taken the same command succeeds, which is the control.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from tests.integration.postgresql.command_line import SOURCE, CommandLine
 from tests.integration.postgresql.oracle import Ledger, LedgerClients, assert_ledger
 
 PASSWORD = "geheim99-of-the-database"
+SECRET = f"geheim98-of-process-{os.getpid()}"
+"""Looked for in the command lines of the whole machine, where other tests run at the same time."""
 SMALL_MIB = 2
 """A repository of this size holds no backup of the smallest cluster."""
 LARGE_MIB = 200
@@ -312,14 +315,14 @@ def test_a_restore_onto_a_full_disk_fails_and_goes_on_with_more_space(
 @pytest.mark.postgresql_majors("18")
 def test_no_secret_is_shown_or_visible_to_other_users(clusters: ClusterFactory, tmp_path: Path) -> None:
     cluster = clusters.create("18")
-    cluster.psql(f"CREATE ROLE known LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
+    cluster.psql(f"CREATE ROLE known LOGIN SUPERUSER PASSWORD '{SECRET}'")
     hba = cluster.data / "pg_hba.conf"
     hba.write_text(f"local all known scram-sha-256\nlocal replication known scram-sha-256\n{hba.read_text()}")
     cluster.reload()
     passfile = tmp_path / "pgpass"
     passfile.touch(mode=0o600)
-    passfile.write_text(f"*:*:*:known:{PASSWORD}\n")
-    for environment in ({"PGPASSWORD": PASSWORD}, {"PGPASSFILE": str(passfile)}):
+    passfile.write_text(f"*:*:*:known:{SECRET}\n")
+    for environment in ({"PGPASSWORD": SECRET}, {"PGPASSFILE": str(passfile)}):
         folder = tmp_path / next(iter(environment))
         folder.mkdir()
         line = CommandLine(folder, cluster, url=as_role(cluster, "known"), environment=environment)
@@ -341,8 +344,9 @@ def test_no_secret_is_shown_or_visible_to_other_users(clusters: ClusterFactory, 
                 answer = running.wait()
                 assert answer.exit_code in (0, 2, 3), answer.stderr
                 said += answer.stdout + answer.stderr
-            assert any(b"backup" in words for words in seen), "no command line was seen at all"
-            for secret in (PASSWORD, PASSPHRASE):
+            ours = str(line.config).encode()
+            assert any(ours in words and b"backup" in words for words in seen), "no command line was seen"
+            for secret in (SECRET, PASSPHRASE):
                 assert secret not in said
                 assert not any(secret.encode() in words for words in seen)
                 stored = [path for path in line.store.rglob("*") if path.is_file()]

@@ -167,13 +167,14 @@ Made = Callable[[], tuple[World, list[Step]]]
 def faulted_run(made: Made, holes: Callable[[World], list[LogHole]], plan: FaultPlan) -> None:
     """A run under a plan of faults, then one without, and the judgement."""
     world, steps = made()
+    threads = set(threading.enumerate())
     failure = ""
     try:
         world.run(*steps, store=Faulty(world.store, plan))
     except (StorePermission, DeathError) as error:
         failure = str(error)
     assert not failure or plan.fired
-    assert threading.active_count() == 1
+    assert set(threading.enumerate()) <= threads, "a thread is left behind"
     world.finish()
     assert world.lineage().holes() == holes(world)
     expected = world.server.read(world.server.branch, world.first_needed(), world.server.end)

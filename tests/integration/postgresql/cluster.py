@@ -413,6 +413,7 @@ class ClusterFactory:
         self.clusters: list[Cluster] = []
         self.loads: list[Pgbench] = []
         self.folders: list[Path] = []
+        self.ports: list[socket.socket] = []
 
     def create(
         self,
@@ -442,7 +443,8 @@ class ClusterFactory:
             self._as_user(["cp", "-a", "--reflink=auto", str(template), str(cluster.data)])
         cluster.configure({**DEFAULT_CONF, **(conf or {})})
         if tcp:
-            cluster.tcp_port = _free_port()
+            self.ports.append(_reserved_port())
+            cluster.tcp_port = self.ports[-1].getsockname()[1]
         if start:
             cluster.start()
         for name in tablespaces:
@@ -495,6 +497,9 @@ class ClusterFactory:
             shutil.rmtree(cluster.home)
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
+        for port in self.ports:
+            port.close()
+        self.ports.clear()
         self.folders.clear()
         self.clusters.clear()
         self.loads.clear()
@@ -554,7 +559,9 @@ def _remove_if_abandoned(folder: Path) -> None:
         mine = folder.stat().st_uid == os.geteuid() or os.geteuid() == 0
     except OSError:
         return
-    if not mine or _identity_of(int(owner.split()[0])) == owner:
+    if not mine or not owner:  # not yet written: another process opens it at this moment
+        return
+    if _identity_of(int(owner.split()[0])) == owner:
         return
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
         with suppress(OSError):
@@ -586,11 +593,17 @@ def _alive(pid: int) -> bool:
     return _stat_of(pid)[:1] not in ([], ["Z"])
 
 
-def _free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _reserved_port() -> socket.socket:
+    """
+    A TCP port that nobody else is given until this socket is closed; a server can listen on it all the same.
+
+    Tests run beside each other, and a port that is merely free is given to the next one that asks. Linux lets
+    two sockets have one address when both say SO_REUSEADDR, as PostgreSQL's do, and at most one listens.
+    """
+    reservation = socket.socket()
+    reservation.bind(("127.0.0.1", 0))
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return reservation
 
 
 _NUMBERS = itertools.count(1)
