@@ -182,6 +182,12 @@ class SourceUnreadable(EngineError):
     code = "CS-2012"
 
 
+class BackupLogLost(EngineError):
+    """Log that makes a base backup consistent is lost for good, so that this backup will never be usable."""
+
+    code = "CS-2013"
+
+
 # ---- store -----------------------------------------------------------------------------------------------
 # ---------------
 class StoreError(CloudsaveError):

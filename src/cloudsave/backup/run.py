@@ -34,7 +34,7 @@ class LogCover(Protocol):
         """Make sure that log from now on is captured; how, in a sentence."""
 
     def wait_until_durable(self, start: Position, stop: Position) -> None:
-        """Return when all log of [start, stop) is in the repository. Raises: BackupNotCovered."""
+        """Return when all log of [start, stop) is stored. Raises: BackupNotCovered, BackupLogLost."""
 
     def close(self) -> None:
         """Stop what `begin` started. Never raises."""

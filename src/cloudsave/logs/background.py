@@ -11,8 +11,9 @@ from typing import Self
 
 from cloudsave.clock import Clock
 from cloudsave.engines.api import Dialect, LogSource
-from cloudsave.errors import BackupNotCovered
+from cloudsave.errors import BackupLogLost, BackupNotCovered
 from cloudsave.logs.capture import run_capture
+from cloudsave.logs.ledger import lost_within
 from cloudsave.logs.status import CaptureOptions, CaptureState, CaptureStatus, Observer
 from cloudsave.logs.writer import LogArchive
 from cloudsave.model.ledger import Ledger
@@ -103,7 +104,11 @@ class BackgroundCapture:
         return done
 
     def await_durable(self, position: Position, *, timeout_seconds: float) -> None:
-        """Return when all log before `position` is durable. Raises: BackupNotCovered, what ended capture."""
+        """
+        Return when all log before `position` is durable.
+
+        Raises: BackupNotCovered, BackupLogLost where it never will be, what ended capture.
+        """
         self._await(
             lambda: self._reached(position),
             timeout_seconds=timeout_seconds,
@@ -130,7 +135,10 @@ class BackgroundCapture:
             return False
         if status.branch == position.branch:
             return status.durable >= position.offset
-        return durable_up_to(self._lineage, position)
+        if durable_up_to(self._lineage, position):
+            return True
+        _refuse_lost(self._lineage, Position(position.branch, position.offset - 1), position.offset)
+        return False
 
     def _await(self, condition: Callable[[], bool], *, timeout_seconds: float, what: str) -> None:
         deadline = self._clock.monotonic() + timeout_seconds
@@ -192,13 +200,16 @@ def await_durable(
     lineage: LogArchive, start: Position, stop: Position, *, clock: Clock, timeout_seconds: float
 ) -> None:
     """
-    Wait until all log of [start, stop) is in the repository, whoever captures it. Raises: BackupNotCovered.
+    Wait until all log of [start, stop) is in the repository, whoever captures it.
+
+    Raises: BackupNotCovered; BackupLogLost at once where some of it is recorded as lost.
     """
     deadline = clock.monotonic() + timeout_seconds
     while True:
         reached = Ledger(lineage.logs()).frontier(start.branch, start.offset)
         if start.branch == stop.branch and reached >= stop.offset:
             return
+        _refuse_lost(lineage, start, stop.offset)
         if clock.monotonic() > deadline:
             raise BackupNotCovered(
                 "could not see the log that the backup needs in the repository",
@@ -207,6 +218,20 @@ def await_durable(
                 hints=["does `cloudsave logs capture` run for this source, and is it close behind?"],
             )
         clock.sleep(LISTING_POLL_SECONDS)
+
+
+def _refuse_lost(lineage: LogArchive, start: Position, stop: int) -> None:
+    """Raises: BackupLogLost where log of [start, stop) is recorded as lost, and not stored all the same."""
+    hole = lost_within(Ledger(lineage.logs()), lineage.holes(), start, stop)
+    if hole is not None:
+        raise BackupLogLost(
+            "cannot complete the backup: log that it needs is lost",
+            detail=f"Branch {hole.branch} misses {hole.first:#x} to {hole.last:#x}: {hole.cause}.",
+            hints=[
+                "run the backup again: it begins after the hole",
+                "does the server keep log for long enough (max_slot_wal_keep_size)?",
+            ],
+        )
 
 
 class BackupLogCover:
@@ -242,7 +267,7 @@ class BackupLogCover:
         return "the log was captured for the time of the backup only"
 
     def wait_until_durable(self, start: Position, stop: Position) -> None:
-        """Return when all log of [start, stop) is in the repository. Raises: BackupNotCovered."""
+        """Return when all log of [start, stop) is stored. Raises: BackupNotCovered, BackupLogLost."""
         if self._own is not None:
             self._own.await_durable(stop, timeout_seconds=COVER_SECONDS_MAX)
         await_durable(self._lineage, start, stop, clock=self._clock, timeout_seconds=COVER_SECONDS_MAX)

@@ -121,6 +121,15 @@ def unrecorded_gaps(ledger: Ledger, holes: Sequence[LogHole], branch: str) -> li
     return gaps
 
 
+def lost_within(ledger: Ledger, holes: Sequence[LogHole], first: Position, last: int) -> LogHole | None:
+    """The first recorded hole of which some byte of [first, last) is not durable all the same."""
+    for hole in sorted(_holes_of(holes, first.branch), key=lambda one: one.first):
+        begin, end = max(hole.first, first.offset), min(hole.last, last)
+        if begin < end and ledger.frontier(first.branch, begin) < end:
+            return hole
+    return None
+
+
 def _holes_of(holes: Sequence[LogHole], branch: str) -> list[LogHole]:
     return [hole for hole in holes if hole.branch == branch]
 

@@ -1,0 +1,120 @@
+"""Waiting for the log of a base backup: until it is durable, and no longer than it can become so."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from cloudsave.clock import SYSTEM_CLOCK
+from cloudsave.errors import BackupLogLost, BackupNotCovered
+from cloudsave.logs.background import BackgroundCapture, BackupLogCover, await_durable
+from cloudsave.model.log import LogHole, LogIndex, LogSegment
+from cloudsave.model.position import Position
+from tests.unit.logs.fakes import (
+    LOG_FILE_BYTES,
+    FakeClock,
+    FakeDialect,
+    FakeServer,
+    FakeSource,
+    MemoryArchive,
+)
+
+START, STOP = Position("1", 1000), Position("1", 5000)
+TIMEOUT_SECONDS = 900.0
+
+
+class World:
+    """An archive and the wait of a backup that needs [START, STOP)."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.begun = self.clock.seconds
+        self.archive = MemoryArchive()
+
+    def store(self, first: int, last: int, *, branch: str = "1") -> None:
+        self.archive.put_log(LogSegment(branch, first, last), [bytes(last - first)], LogIndex())
+
+    def lose(self, first: int, last: int, *, branch: str = "1") -> None:
+        self.archive.put_hole(LogHole(branch, first, last, "the server removed it"))
+
+    def wait(self) -> None:
+        await_durable(self.archive, START, STOP, clock=self.clock, timeout_seconds=TIMEOUT_SECONDS)
+
+    @property
+    def waited_seconds(self) -> float:
+        return self.clock.seconds - self.begun
+
+
+@pytest.fixture
+def world() -> World:
+    made = World()
+    made.store(0, 2000)
+    return made
+
+
+@pytest.mark.parametrize("span", [(2000, 3000), (2000, 9000), (3000, 3001), (4999, 5000), (0, 9000)])
+def test_log_that_is_recorded_as_lost_is_not_waited_for(world: World, span: tuple[int, int]) -> None:
+    world.lose(*span)
+    world.store(9000, 9500)
+    with pytest.raises(BackupLogLost, match="lost") as caught:
+        world.wait()
+    assert world.waited_seconds == 0
+    assert f"{span[0]:#x}" in caught.value.detail
+    assert "the server removed it" in caught.value.detail
+    assert caught.value.hints
+
+
+def test_log_that_is_only_late_is_waited_for_until_the_deadline(world: World) -> None:
+    """Control: the same missing log, and no record of its loss."""
+    world.store(9000, 9500)
+    with pytest.raises(BackupNotCovered):
+        world.wait()
+    assert world.waited_seconds >= TIMEOUT_SECONDS
+
+
+@pytest.mark.parametrize(("span", "branch"), [((0, 1000), "1"), ((5000, 6000), "1"), ((2000, 3000), "2")])
+def test_a_hole_elsewhere_does_no_harm(world: World, span: tuple[int, int], branch: str) -> None:
+    world.lose(*span, branch=branch)
+    with pytest.raises(BackupNotCovered):
+        world.wait()
+    world.store(2000, 5000)
+    world.wait()
+
+
+def test_log_that_came_by_another_way_after_it_was_recorded_as_lost_counts(world: World) -> None:
+    world.lose(2000, 3000)
+    world.store(2000, 3000)
+    with pytest.raises(BackupNotCovered):
+        world.wait()
+    world.store(3000, 5000)
+    world.wait()
+
+
+def test_the_cover_of_a_backup_refuses_what_another_capture_lost(world: World) -> None:
+    def no_source() -> FakeSource:
+        raise AssertionError("another capture runs")
+
+    cover = BackupLogCover(lambda: True, no_source, world.archive, FakeDialect(), clock=world.clock)
+    cover.begin()
+    world.lose(2000, 4000)
+    with pytest.raises(BackupLogLost):
+        cover.wait_until_durable(START, STOP)
+    assert world.waited_seconds == 0
+    cover.close()
+
+
+def test_a_capture_on_another_branch_refuses_what_is_lost_of_the_first() -> None:
+    world = World()
+    server = FakeServer(end=LOG_FILE_BYTES, slot_offset=LOG_FILE_BYTES)
+    server.promote("2")
+    server.end += 500
+    source = FakeSource(server, world.clock, threading.Event())
+    source.script = iter([lambda: False])
+    with BackgroundCapture(source, world.archive, FakeDialect(), clock=SYSTEM_CLOCK) as capture:
+        capture.await_durable(Position("2", server.end), timeout_seconds=60)
+        with pytest.raises(BackupNotCovered):
+            capture.await_durable(Position("1", 3000), timeout_seconds=0.1)
+        world.lose(2000, 4000)
+        with pytest.raises(BackupLogLost):
+            capture.await_durable(Position("1", 3000), timeout_seconds=TIMEOUT_SECONDS)
