@@ -8,11 +8,13 @@ import pytest
 
 pytest_plugins = ["pytester", "tests.engine_report", "tests.integration.postgresql.fixtures"]
 
-WORKERS_PER_CORE = 1.5
-"""A test of a real server keeps a core busy for about two thirds of its time; the rest it waits."""
+WORKERS_PER_CORE = 2
+"""A test of a real server keeps a core busy for about half of its time; the rest it waits."""
+WORKERS_MAX = 16
+"""Each has servers of its own in memory."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """What `-n auto` stands for."""
-    return max(2, int(WORKERS_PER_CORE * len(os.sched_getaffinity(0))))
+    return min(WORKERS_MAX, WORKERS_PER_CORE * len(os.sched_getaffinity(0)))

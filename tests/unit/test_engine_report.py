@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import cast
 
 import pytest
 
@@ -37,40 +36,37 @@ ONE_FAILS = """
         assert False
 """
 NONE = "def test_nothing(): pass"
-IN_PARALLEL = ("-n", "2", "--dist", "load")
+EITHER_WAY = pytest.mark.parametrize(
+    "workers", [(), ("-n", "2", "--dist", "load")], ids=["alone", "in-parallel"]
+)
 """Of two tests each worker gets one."""
 
 
-@pytest.fixture(params=[(), IN_PARALLEL], ids=["alone", "in-parallel"], autouse=True)
-def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Options of a run in one process and in two; outside of CI, and a worker of no run around."""
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run tests of the made-up engine with options, as if outside of CI and of this run's workers."""
     for name in list(os.environ):
         if name == "CI" or name.startswith("PYTEST_XDIST"):
             monkeypatch.delenv(name)
-    return cast("tuple[str, ...]", request.param)
-
-
-@pytest.fixture
-def run(pytester: pytest.Pytester, workers: tuple[str, ...]) -> Run:
-    """Run tests of the made-up engine with options."""
 
     def run(tests: str, *options: str) -> pytest.RunResult:
         pytester.makeconftest(PLUGIN)
         pytester.makepyfile(tests)
-        plugins = ("-p", "tests.engine_report", "-p", "no:cacheprovider")
-        return pytester.runpytest(*plugins, *workers, *options)
+        return pytester.runpytest("-p", "tests.engine_report", "-p", "no:cacheprovider", *options)
 
     return run
 
 
-def test_table_counts_tests_by_version(run: Run) -> None:
-    result = run(BOTH, "--require-all-engines")
+@EITHER_WAY
+def test_table_counts_tests_by_version(run: Run, workers: tuple[str, ...]) -> None:
+    result = run(BOTH, "--require-all-engines", *workers)
     result.stdout.fnmatch_lines(["*engines exercised*", "madeupdb*7.3*1*0", "madeupdb*8.3*1*0"])
     assert result.ret == pytest.ExitCode.OK
 
 
-def test_missing_version_fails_a_complete_run(run: Run) -> None:
-    result = run(ONE, "--require-all-engines")
+@EITHER_WAY
+def test_missing_version_fails_a_complete_run(run: Run, workers: tuple[str, ...]) -> None:
+    result = run(ONE, "--require-all-engines", *workers)
     result.stdout.fnmatch_lines(["error: no test passed on madeupdb 8"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
@@ -86,12 +82,14 @@ def test_missing_version_only_warns_at_the_desk(run: Run) -> None:
     assert result.ret == pytest.ExitCode.OK
 
 
-def test_version_whose_only_test_failed_was_not_exercised(run: Run) -> None:
-    result = run(ONE_FAILS)
+@EITHER_WAY
+def test_version_whose_only_test_failed_was_not_exercised(run: Run, workers: tuple[str, ...]) -> None:
+    result = run(ONE_FAILS, *workers)
     result.stdout.fnmatch_lines(["madeupdb*8.3*0*1", "warning: no test passed on madeupdb 8"])
 
 
-def test_run_without_engine_tests_asks_for_none(run: Run) -> None:
-    result = run(NONE, "--require-all-engines")
+@EITHER_WAY
+def test_run_without_engine_tests_asks_for_none(run: Run, workers: tuple[str, ...]) -> None:
+    result = run(NONE, "--require-all-engines", *workers)
     assert "engines exercised" not in result.stdout.str()
     assert result.ret == pytest.ExitCode.OK

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,8 +270,19 @@ class Cluster:
         return psycopg.connect(self.url, autocommit=autocommit, dbname=dbname)
 
     def psql(self, sql: str, *, dbname: str = "postgres") -> str:
-        """Run SQL by psql; the rows, fields separated by `|`. Raises: ServerFailed on any SQL error."""
-        return self.run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", dbname, "-c", sql).strip()
+        """
+        Run SQL; the rows as `psql -XAtq -c` prints them, fields separated by `|`.
+
+        A session of its own, in this process: a program for each of the thousands of calls would take as long
+        as many a test. Raises: ServerFailed on any error.
+        """
+        try:
+            with self.connect(dbname=dbname) as connection, connection.cursor() as cursor:
+                cursor.execute(sql.encode())
+                lines = [line for _ in _results(cursor) for line in _printed(cursor.pgresult)]
+        except psycopg.Error as error:
+            raise ServerFailed(f"{error}\n{sql}\n{self.log_tail()}") from error
+        return "\n".join(lines).strip()
 
     def bin(self, program: str) -> str:
         """Path of one of this version's programs."""
@@ -527,6 +538,25 @@ class ClusterFactory:
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/", **options)
         if done.returncode != 0:
             raise ServerFailed(f"{command[0]} exited with {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+# ---- rows as psql prints them ------------------------------------------------------------------------------
+
+
+def _results(cursor: psycopg.Cursor[Any]) -> Iterator[psycopg.Cursor[Any]]:
+    """The cursor at the result of each statement."""
+    yield cursor
+    while cursor.nextset():
+        yield cursor
+
+
+def _printed(result: psycopg.pq.abc.PGresult | None) -> list[str]:
+    """A line for each row, of the text that the server sent."""
+    assert result is not None
+    return [
+        "|".join((result.get_value(row, column) or b"").decode() for column in range(result.nfields))
+        for row in range(result.ntuples)
+    ]
 
 
 # ---- the session's folder ----------------------------------------------------------------------------------

@@ -75,9 +75,13 @@ class Watched(BackgroundCapture):
 
 def write_log(cluster: Cluster, megabytes: int) -> None:
     """Let the server write so much log."""
-    cluster.psql("CREATE TABLE IF NOT EXISTS bulk (t text); ALTER TABLE bulk ALTER t SET STORAGE EXTERNAL")
-    for _ in range(megabytes):
-        cluster.psql("INSERT INTO bulk SELECT repeat(md5(n::text), 32) FROM generate_series(1, 900) n")
+    with cluster.connect() as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS bulk (t text)")
+        connection.execute("ALTER TABLE bulk ALTER t SET STORAGE EXTERNAL")
+        for _ in range(megabytes):
+            connection.execute(
+                "INSERT INTO bulk SELECT repeat(md5(n::text), 32) FROM generate_series(1, 900) n"
+            )
 
 
 def complete_files(cluster: Cluster, timeline: int) -> list[str]:
