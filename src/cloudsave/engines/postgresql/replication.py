@@ -45,6 +45,11 @@ _COPIES = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOT
 
 _NO_REPLICATION = re.compile("superuser or replication role|start WAL sender")
 _NO_WAL_SENDERS = re.compile(r"max_wal_senders\W+currently 0\)")
+_REMOVED = re.compile("WAL segment [0-9A-F]{24} has already been removed")
+"""
+The state is that of an internal error where the server notices it only after it has read the segment: it is
+made of an `errno` that nothing has set. Source: CheckXLogRemoved(), src/backend/access/transam/xlog.c.
+"""
 _RETRYABLE_CLASSES = ("08", "53", "57")
 """SQLSTATE classes: connection, resources, operator intervention."""
 
@@ -80,7 +85,7 @@ def translate_error(message: str, sqlstate: str, *, doing: str) -> CloudsaveErro
     """The error of ours for what a server said while `doing` something."""
     text = " ".join(message.split()).removeprefix("ERROR:").removeprefix("FATAL:").strip()
     detail = f"The server said: {text}" if text else "The server closed the connection."
-    if sqlstate == "58P01" and "WAL segment" in text:
+    if (sqlstate == "58P01" and "WAL segment" in text) or (sqlstate == "XX000" and _REMOVED.search(text)):
         return LogRemoved("the server has removed log that is needed", detail=detail)
     if sqlstate == "55006":
         return CaptureRunning("replication slot is in use", detail=detail)
