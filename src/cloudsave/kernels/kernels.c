@@ -34,7 +34,7 @@
 #define CS_INLINE static inline __attribute__((always_inline))
 
 #ifndef CS_ABI
-#define CS_ABI 1
+#define CS_ABI 2
 #endif
 
 /* Raised with every change of a signature or structure; native.py refuses another one. */
@@ -297,22 +297,36 @@ CS_EXPORT void cs_fingerprint_plain(const uint8_t *pages, size_t page_count, siz
 #define RECORD_MAX (1020u << 20) /* XLogRecordMaxSize, src/include/access/xlogrecord.h */
 #define RESTORE_NAME 64u
 
+#define HEADERS_MAX 1024u  /* all fragment headers of a record: 33 blocks of 27 bytes, 3 others of up to 5 */
+#define BLOCKS_MAX 33u     /* XLR_MAX_BLOCK_ID + 1 */
+#define ANY UINT32_MAX
+
 enum { PAGE_CONTINUES = 1, PAGE_LONG = 2, PAGE_FLAGS_ALL = 15, PAGE_OVERWRITES = 8 };
-enum { RM_XLOG = 0, RM_XACT = 1 };
-enum { XLOG_SHUTDOWN = 0x00, XLOG_SWITCH = 0x40, XLOG_RESTORE_POINT = 0x70, XLOG_END_OF_RECOVERY = 0x90,
-       XLOG_OVERWRITE = 0xD0 };
-enum { XACT_COMMIT = 0x00, XACT_COMMIT_PREPARED = 0x30, XACT_HAS_INFO = 0x80 };
+enum { RM_XLOG = 0, RM_XACT = 1, RM_SMGR = 2, RM_DBASE = 4, RM_TBLSPC = 5 };
+enum { XLOG_SHUTDOWN = 0x00, XLOG_SWITCH = 0x40, XLOG_PARAMETERS = 0x60, XLOG_RESTORE_POINT = 0x70,
+       XLOG_END_OF_RECOVERY = 0x90, XLOG_OVERWRITE = 0xD0 };
+enum { XACT_COMMIT = 0x00, XACT_ABORT = 0x20, XACT_COMMIT_PREPARED = 0x30, XACT_ABORT_PREPARED = 0x40,
+       XACT_HAS_INFO = 0x80 };
+enum { SMGR_CREATE = 0x10, SMGR_TRUNCATE = 0x20, SMGR_TRUNCATE_MAIN = 1, WAL_LEVEL_MINIMAL = 0 };
+enum { SPECIAL_UPDATE = 0x01 }; /* XLR_SPECIAL_REL_UPDATE: files change beside the blocks named */
+enum { BLOCK_FORK = 0x0F, BLOCK_IMAGE = 0x10, BLOCK_SAME_RELATION = 0x80, FORK_MAIN = 0 };
+enum { IMAGE_HOLE = 0x01, IMAGE_COMPRESSED_14 = 0x02, IMAGE_COMPRESSED = 0x1C };
 enum { XINFO_DATABASE = 1, XINFO_SUBXACTS = 2, XINFO_RELATIONS = 4, XINFO_INVALIDATIONS = 8,
        XINFO_TWOPHASE = 16, XINFO_ORIGIN = 32, XINFO_GID = 128, XINFO_STATISTICS = 256 };
 
 /* What a call came back for. */
-enum { WALK_FED = 0, WALK_EVENTS_FULL = 1, WALK_NAME = 2, WALK_GATHER_MORE = 3, WALK_STOPPED = 4 };
+enum { WALK_FED = 0, WALK_EVENTS_FULL = 1, WALK_NAME = 2, WALK_GATHER_MORE = 3, WALK_STOPPED = 4,
+       WALK_CHANGES_FULL = 5 };
 /* Why the walk stopped; the names are those of wal_walk.StopReason. */
 enum { STOP_NONE = 0, STOP_NO_RECORD, STOP_LENGTH, STOP_PREVIOUS, STOP_CRC, STOP_MAGIC, STOP_ADDRESS,
        STOP_TIMELINE, STOP_PAGE_HEADER, STOP_SYSTEM, STOP_CONTINUATION, STOP_CONTENT };
 /* What the next byte belongs to. */
 enum { AT_RECORD = 0, IN_SKIPPED_RECORD = 1, IN_SWITCHED_SEGMENT = 2 };
 enum { EVENT_COMMIT = 1, EVENT_RESTORE_POINT = 2, EVENT_TIMELINE = 3 };
+/* What a change says: this block of a relation, or all its blocks from this one on. */
+enum { CHANGE_NONE = 0, CHANGE_BLOCK = 1, CHANGE_FROM = 2 };
+/* Why a record is gathered. */
+enum { FOR_EVENTS = 1, FOR_CHANGES = 2 };
 
 /* Mirrored by native.py and filled there at the begin; `position` is the LSN of the next byte to come. */
 typedef struct {
@@ -329,6 +343,7 @@ typedef struct {
     uint64_t overwritten;       /* begin of the record that an overwriting page ended; ~0: none */
     uint64_t consumed;          /* bytes of the call's data that were used up */
     uint64_t stop_position;
+    uint64_t seen_from;         /* every record that begins here or later was seen; ~0: not known yet */
     uint32_t timeline_max;      /* 0: any */
     uint32_t timeline;          /* of the last page header; 0: none seen */
     uint32_t magic;             /* of the page headers; 0: none seen */
@@ -339,14 +354,32 @@ typedef struct {
     uint32_t record_have;       /* bytes of the record under way, its padding included */
     uint32_t record_total;      /* its length with padding, once record_have >= 4 */
     uint32_t record_length;     /* without padding */
-    uint32_t interesting;       /* the record under way is gathered */
+    uint32_t interesting;       /* the record under way is gathered, FOR_... */
     uint32_t crc;               /* raw register over its bytes from 24 on */
     uint32_t stop_reason;
     uint32_t gather_need;
+    uint32_t changes_used;      /* entries of the table of changes that are taken */
+    uint32_t changes_lost;      /* there was no room for some: everything may have changed */
     uint8_t page_head[LONG_HEADER];
     uint8_t head[RECORD_HEADER];
     uint8_t name[RESTORE_NAME];
+    uint8_t headers[HEADERS_MAX]; /* what follows the header of the record under way */
 } cs_wal_state;
+
+/* ANY stands for all. */
+typedef struct {
+    uint32_t space;
+    uint32_t database;
+    uint32_t relation;
+    uint32_t block;
+    uint32_t kind;
+} cs_wal_change;
+
+/* A hash table of the caller's, of a power of two entries, zeros where free; NULL where none is wanted. */
+typedef struct {
+    cs_wal_change *entries;
+    size_t size;
+} change_table;
 
 typedef struct {
     uint64_t start;
@@ -421,16 +454,13 @@ static uint32_t take_page_header(cs_wal_state *s, uint64_t address)
             return STOP_CONTINUATION;
         s->mode = IN_SKIPPED_RECORD;
         s->record_total = remaining;
+        s->seen_from = UINT64_MAX;
     }
     s->began = 1;
     return STOP_NONE;
 }
 
-/*
- * Offset of the main data within the record, and its length. The records that we gather have no blocks.
- * Block references: when a map of changed blocks is wanted, the fragment headers of every record with blocks
- * are to be gathered in this same pass (they stand together before all payload), into an array of their own.
- */
+/* Offset of the main data within the record, and its length. The records that we gather have no blocks. */
 static int find_main_data(const uint8_t *record, uint32_t length, uint32_t *offset, uint32_t *size)
 {
     uint32_t at = RECORD_HEADER;
@@ -548,16 +578,202 @@ static int take_content(cs_wal_state *s, const uint8_t *record, cs_wal_event *ev
     return STOP_NONE;
 }
 
-static int is_interesting(const cs_wal_state *s)
+/* ---- changes of blocks: see wal_walk.py for what they promise */
+
+static void note_change(cs_wal_state *s, change_table table, cs_wal_change change)
+{
+    uint64_t mixed = ((uint64_t)change.relation << 32 | change.block) * 0x9E3779B97F4A7C15u;
+    mixed ^= ((uint64_t)change.space << 32 | change.database) * 0xC2B2AE3D27D4EB4Fu + change.kind;
+    mixed *= 0x9E3779B97F4A7C15u;
+    for (size_t at = (size_t)(mixed >> 32);; at++) {
+        cs_wal_change *entry = table.entries + (at & (table.size - 1));
+        if (entry->kind == CHANGE_NONE) {
+            if (s->changes_used >= table.size / 8 * 7) {
+                s->changes_lost = 1;
+            } else {
+                *entry = change;
+                s->changes_used++;
+            }
+            return;
+        }
+        if (!memcmp(entry, &change, sizeof change))
+            return;
+    }
+}
+
+/*
+ * The blocks of main forks that the fragment headers `at` name, of a record with `body` bytes behind its
+ * header; `have` of them are at hand. Returns 0 where they are not understood or do not fill the record.
+ * Source: DecodeXLogRecord(), src/backend/access/transam/xlogreader.c.
+ */
+static int find_blocks(const uint8_t *at, uint32_t have, uint32_t body, uint8_t compressed,
+                       cs_wal_change *blocks, uint32_t *count)
+{
+    uint32_t i = 0, payload = 0;
+    int last_id = -1, main_seen = 0;
+    cs_wal_change now = {0, 0, 0, 0, CHANGE_NONE};
+
+    *count = 0;
+    while (body - i > payload) {
+        if (main_seen || have - i < 2)
+            return 0;
+        uint8_t id = at[i++];
+        if (id == 255) {
+            payload += at[i++];
+            main_seen = 1;
+        } else if (id == 254 && have - i >= 4) {
+            if (get32(at + i) > body)
+                return 0;
+            payload += get32(at + i);
+            i += 4;
+            main_seen = 1;
+        } else if (id == 253 && have - i >= 2) {
+            i += 2;
+        } else if (id == 252 && have - i >= 4) {
+            i += 4;
+        } else if (id < BLOCKS_MAX && id > last_id && have - i >= 3) {
+            uint8_t flags = at[i];
+            last_id = id;
+            payload += get16(at + i + 1);
+            i += 3;
+            if (flags & BLOCK_IMAGE) {
+                if (have - i < 5)
+                    return 0;
+                payload += get16(at + i);
+                uint8_t image = at[i + 4];
+                i += 5;
+                if ((image & IMAGE_HOLE) && (image & compressed)) {
+                    if (have - i < 2)
+                        return 0;
+                    i += 2;
+                }
+            }
+            if (!(flags & BLOCK_SAME_RELATION)) {
+                if (have - i < 12)
+                    return 0;
+                now = (cs_wal_change){get32(at + i), get32(at + i + 4), get32(at + i + 8), 0, CHANGE_BLOCK};
+                i += 12;
+            }
+            if (have - i < 4 || now.kind == CHANGE_NONE)
+                return 0;
+            now.block = get32(at + i);
+            i += 4;
+            if ((flags & BLOCK_FORK) == FORK_MAIN)
+                blocks[(*count)++] = now;
+        } else {
+            return 0;
+        }
+    }
+    return body - i == payload;
+}
+
+/* While no page header told the version, the blocks by every layout that fits. Returns 0 where none does. */
+static int note_blocks(cs_wal_state *s, change_table table)
+{
+    uint32_t body = s->record_length - RECORD_HEADER, have = body < HEADERS_MAX ? body : HEADERS_MAX, count;
+    cs_wal_change blocks[BLOCKS_MAX];
+    int understood = 0;
+
+    for (int old = 0; old < 2; old++) {
+        if (s->magic && old != (s->magic == 0xD10D))
+            continue;
+        if (!find_blocks(s->headers, have, body, old ? IMAGE_COMPRESSED_14 : IMAGE_COMPRESSED, blocks, &count))
+            continue;
+        understood = 1;
+        for (uint32_t i = 0; i < count; i++)
+            note_change(s, table, blocks[i]);
+    }
+    return understood;
+}
+
+/* Relations that a commit or abort drops. Source: ParseCommitRecord(), ParseAbortRecord(), xactdesc.c. */
+static int note_dropped(cs_wal_state *s, change_table table, const uint8_t *data, uint32_t size)
+{
+    uint32_t info = s->head[16], operation = info & 0x70;
+    uint64_t at = 12;
+
+    if (operation != XACT_COMMIT && operation != XACT_ABORT && operation != XACT_COMMIT_PREPARED
+        && operation != XACT_ABORT_PREPARED)
+        return 0;
+    if (!(info & XACT_HAS_INFO) || size < 12 || !(get32(data + 8) & XINFO_RELATIONS))
+        return 0;
+    at += get32(data + 8) & XINFO_DATABASE ? 8 : 0;
+    if (get32(data + 8) & XINFO_SUBXACTS)
+        at = over_array(data, at, size, 4);
+    if (over_array(data, at, size, 12) > size)
+        return 0;
+    for (uint32_t left = get32(data + at); left; left--, at += 12)
+        note_change(s, table, (cs_wal_change){get32(data + at + 4), get32(data + at + 8),
+                                              get32(data + at + 12), 0, CHANGE_FROM});
+    return 1;
+}
+
+/* Source: smgr_redo() in storage.c; xl_smgr_create, xl_smgr_truncate. */
+static int note_storage(cs_wal_state *s, change_table table, const uint8_t *data, uint32_t size)
+{
+    uint32_t operation = s->head[16] & 0xF0;
+    if (operation == SMGR_CREATE && size >= 16) {
+        if (get32(data + 12) == FORK_MAIN)
+            note_change(s, table, (cs_wal_change){get32(data), get32(data + 4), get32(data + 8), 0, CHANGE_FROM});
+        return 1;
+    }
+    if (operation == SMGR_TRUNCATE && size >= 20) {
+        if (get32(data + 16) & SMGR_TRUNCATE_MAIN)
+            note_change(s, table, (cs_wal_change){get32(data + 4), get32(data + 8), get32(data + 12),
+                                                  get32(data), CHANGE_FROM});
+        return 1;
+    }
+    return 0;
+}
+
+/* What a record changes beside the blocks that it names. Returns 0 where that is not understood. */
+static int note_special(cs_wal_state *s, change_table table, const uint8_t *record)
+{
+    uint32_t offset = 0, size = 0;
+    uint8_t rmgr = s->head[17];
+
+    if (!(s->interesting & FOR_CHANGES))
+        return !(s->head[16] & SPECIAL_UPDATE);
+    if (!find_main_data(record, s->record_length, &offset, &size) || size < 4)
+        return 0;
+    const uint8_t *data = record + offset;
+    if (rmgr == RM_XACT)
+        return note_dropped(s, table, data, size);
+    if (rmgr == RM_SMGR)
+        return note_storage(s, table, data, size);
+    if (rmgr == RM_DBASE) /* of every version and operation the database comes first */
+        note_change(s, table, (cs_wal_change){ANY, get32(data), ANY, 0, CHANGE_FROM});
+    else if (rmgr == RM_TBLSPC)
+        note_change(s, table, (cs_wal_change){get32(data), ANY, ANY, 0, CHANGE_FROM});
+    else /* XLOG_PARAMETERS: without log of new relations' content nothing can be concluded */
+        return size >= 24 && get32(data + 20) != WAL_LEVEL_MINIMAL && !(s->head[16] & SPECIAL_UPDATE);
+    return 1;
+}
+
+static void note_changes(cs_wal_state *s, change_table table, const uint8_t *record)
+{
+    int understood = note_blocks(s, table);
+    if (!note_special(s, table, record) || !understood)
+        note_change(s, table, (cs_wal_change){ANY, ANY, ANY, 0, CHANGE_FROM});
+}
+
+/* Why the record under way is to be gathered. */
+static uint32_t interest(const cs_wal_state *s, int changes)
 {
     uint8_t rmgr = s->head[17], info = s->head[16];
-    if (rmgr == RM_XACT)
-        return (info & 0x70) == XACT_COMMIT || (info & 0x70) == XACT_COMMIT_PREPARED;
-    if (rmgr != RM_XLOG)
-        return 0;
-    info &= 0xF0;
-    return info == XLOG_SHUTDOWN || info == XLOG_RESTORE_POINT || info == XLOG_END_OF_RECOVERY
-        || info == XLOG_OVERWRITE;
+    uint32_t why = 0;
+    if (rmgr == RM_XACT) {
+        why |= (info & 0x70) == XACT_COMMIT || (info & 0x70) == XACT_COMMIT_PREPARED ? FOR_EVENTS : 0;
+        why |= changes && (info & SPECIAL_UPDATE) ? FOR_CHANGES : 0;
+    } else if (rmgr == RM_XLOG) {
+        info &= 0xF0;
+        why |= info == XLOG_SHUTDOWN || info == XLOG_RESTORE_POINT || info == XLOG_END_OF_RECOVERY
+                       || info == XLOG_OVERWRITE ? FOR_EVENTS : 0;
+        why |= changes && info == XLOG_PARAMETERS ? FOR_CHANGES : 0;
+    } else if (changes && (rmgr == RM_SMGR || rmgr == RM_DBASE || rmgr == RM_TBLSPC)) {
+        why = FOR_CHANGES;
+    }
+    return why;
 }
 
 /* The length of the record under way is known. */
@@ -577,27 +793,29 @@ static uint32_t take_length(cs_wal_state *s)
 }
 
 /* The header of the record under way is known. */
-static uint32_t take_record_header(cs_wal_state *s)
+static uint32_t take_record_header(cs_wal_state *s, int changes)
 {
     uint64_t previous = get64(s->head + 8);
     if (s->complete_start == UINT64_MAX ? previous >= s->record_start : previous != s->complete_start)
         return STOP_PREVIOUS;
-    s->interesting = (uint32_t)is_interesting(s);
+    s->interesting = interest(s, changes);
     s->crc = 0xFFFFFFFFu;
     return STOP_NONE;
 }
 
 /* All bytes of the record under way were taken: check them, note the record, fill `event`. */
-static uint32_t finish_record(cs_wal_state *s, const uint8_t *gather, cs_wal_event *event)
+static uint32_t finish_record(cs_wal_state *s, const uint8_t *gather, change_table table, cs_wal_event *event)
 {
     memset(event, 0, sizeof *event);
     if (s->check_crc && ~crc_update(s->crc, s->head, 20) != get32(s->head + 20))
         return STOP_CRC;
-    if (s->interesting) {
+    if (s->interesting & FOR_EVENTS) {
         int reason = take_content(s, gather, event);
         if (reason)
             return (uint32_t)reason;
     }
+    if (table.entries)
+        note_changes(s, table, gather);
     event->start = s->record_start;
     event->end = s->position;
     s->overwritten = UINT64_MAX;
@@ -614,7 +832,7 @@ static uint32_t finish_record(cs_wal_state *s, const uint8_t *gather, cs_wal_eve
 
 /* Take up to `room` bytes of the record under way, all on one page. Returns a STOP_ reason. */
 static uint32_t take_record_bytes(cs_wal_state *s, const uint8_t *data, size_t room, uint8_t *gather,
-                                  size_t *taken)
+                                  int changes, size_t *taken)
 {
     size_t want;
     if (s->record_have < RECORD_HEADER) {
@@ -627,7 +845,7 @@ static uint32_t take_record_bytes(cs_wal_state *s, const uint8_t *data, size_t r
         if (before < 4 && s->record_have >= 4)
             reason = take_length(s);
         if (!reason && s->record_have == RECORD_HEADER)
-            reason = take_record_header(s);
+            reason = take_record_header(s, changes);
         *taken = want;
         return reason;
     }
@@ -638,6 +856,10 @@ static uint32_t take_record_bytes(cs_wal_state *s, const uint8_t *data, size_t r
     }
     if (s->interesting)
         memcpy(gather + s->record_have, data, want);
+    if (changes && s->record_have - RECORD_HEADER < HEADERS_MAX) {
+        size_t at = s->record_have - RECORD_HEADER, left = HEADERS_MAX - at;
+        memcpy(s->headers + at, data, left < want ? left : want);
+    }
     s->record_have += (uint32_t)want;
     *taken = want;
     return STOP_NONE;
@@ -657,12 +879,14 @@ static size_t header_wanted(const cs_wal_state *s)
  * Walk over `length` bytes of WAL that follow those of the last call. Returns why it came back: WALK_FED (all
  * used up), WALK_EVENTS_FULL (call again with the rest after `consumed`), WALK_NAME (the same; the name of
  * the last event, a restore point, is in the state), WALK_GATHER_MORE (the same, with a gather buffer of at
- * least gather_need bytes that begins with what is in this one), WALK_STOPPED (see stop_reason; no more).
+ * least gather_need bytes that begins with what is in this one), WALK_CHANGES_FULL (the same, with the table
+ * of changes emptied and changes_used 0), WALK_STOPPED (see stop_reason; no more).
  */
 CS_EXPORT int32_t cs_wal_walk(cs_wal_state *s, const uint8_t *data, size_t length, uint8_t *gather,
                               size_t gather_bytes, cs_wal_event *events, size_t events_max,
-                              size_t *event_count)
+                              size_t *event_count, cs_wal_change *changes, size_t changes_max)
 {
+    change_table table = {changes, changes_max};
     size_t used = 0;
     *event_count = 0;
     s->consumed = 0;
@@ -675,6 +899,8 @@ CS_EXPORT int32_t cs_wal_walk(cs_wal_state *s, const uint8_t *data, size_t lengt
         s->consumed = used;
         if (*event_count == events_max)
             return WALK_EVENTS_FULL;
+        if (changes && s->changes_used >= changes_max / 2)
+            return WALK_CHANGES_FULL;
         if (wanted) {
             uint64_t address = s->position - s->page_have;
             taken = wanted < room ? wanted : room;
@@ -712,7 +938,7 @@ CS_EXPORT int32_t cs_wal_walk(cs_wal_state *s, const uint8_t *data, size_t lengt
             s->record_total -= taken < s->record_total ? (uint32_t)taken : s->record_total;
             if (s->record_total == 0 && s->position % 8 == 0) {
                 s->mode = AT_RECORD;
-                s->records_end = s->position;
+                s->records_end = s->seen_from = s->position;
             }
             continue;
         }
@@ -725,14 +951,14 @@ CS_EXPORT int32_t cs_wal_walk(cs_wal_state *s, const uint8_t *data, size_t lengt
                 return WALK_GATHER_MORE;
             }
         }
-        reason = take_record_bytes(s, data + used, room, gather, &taken);
+        reason = take_record_bytes(s, data + used, room, gather, changes != NULL, &taken);
         if (reason)
             return stop(s, reason, s->record_start);
         s->position += taken;
         used += taken;
         if (s->record_have >= RECORD_HEADER && s->record_have == s->record_total) {
             cs_wal_event *event = events + *event_count;
-            reason = finish_record(s, gather, event);
+            reason = finish_record(s, gather, table, event);
             if (reason)
                 return stop(s, reason, s->record_start);
             if (event->kind) {

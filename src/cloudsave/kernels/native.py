@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-ABI = 1
+ABI = 2
 """Version of the functions' signatures and structures, the same as CS_ABI in kernels.c."""
 LIBRARY_PATTERN = "libcloudsave_kernels*.so"
 CHOICE_VARIABLE = "CLOUDSAVE_KERNELS"
@@ -36,6 +36,7 @@ class WalState(ctypes.Structure):
                 "overwritten",
                 "consumed",
                 "stop_position",
+                "seen_from",
             )
         ),
         *(
@@ -55,11 +56,14 @@ class WalState(ctypes.Structure):
                 "crc",
                 "stop_reason",
                 "gather_need",
+                "changes_used",
+                "changes_lost",
             )
         ),
         ("page_head", ctypes.c_uint8 * 40),
         ("head", ctypes.c_uint8 * 24),
         ("name", ctypes.c_uint8 * 64),
+        ("headers", ctypes.c_uint8 * 1024),
     )
 
 
@@ -80,6 +84,8 @@ _SIGNATURES: Final = {
             _POINTER,
             _SIZE,
             ctypes.POINTER(_SIZE),
+            _POINTER,
+            _SIZE,
         ],
     ),
 }

@@ -21,8 +21,8 @@ The walk over consecutive bytes of PostgreSQL's WAL, cut anywhere: pages, record
     17   1   u8 resource manager: 0 XLOG, 1 transactions
     20   4   u32 CRC-32C of the bytes from 24 on and then of bytes 0 to 19
     24   ..  fragment headers (253: u16 origin, 252: u32 top transaction, 255: u8 main data length,
-             254: u32 main data length; 0 to 32: a block, which the records that we look into do not have),
-             then, after the blocks' data, the main data
+             254: u32 main data length; 0 to 32: a block, which the records of the list below do not have;
+             wal_changes.py reads them), then, after the blocks' data, the main data
 
     main data
     commit               i64 time, and where info has bit 0x80: u32 parts present, then the parts in order:
@@ -54,6 +54,8 @@ import numpy.typing as npt
 
 from cloudsave.kernels.checksums import crc32c
 from cloudsave.kernels.native import NativeKernels, WalState
+from cloudsave.kernels.wal_changes import changes_of, main_data
+from cloudsave.model.changes import CHANGE_TYPE, EVERYTHING, Change, sorted_changes
 
 Buffer = bytes | bytearray | memoryview
 
@@ -71,6 +73,8 @@ _RECORD_HEADER_BYTES = 24
 _NAME_BYTES = 64
 _EVENTS_MAX = 4096
 _GATHER_BYTES_MIN = 8192
+_CHANGES_MAX = 1 << 15
+"""Entries of the table in which changes gather, a power of two; it is emptied when half of it is used."""
 _KNOWN_MAGICS = frozenset(MAGIC_BY_MAJOR.values())
 _LAST_MAGIC_WITH_SHORT_STATISTICS = 0xD116
 
@@ -130,6 +134,7 @@ class WalkStart:
     system_identifier: int = 0
     timeline_max: int = 0
     check_crc: bool = True
+    collect_changes: bool = False
 
     def __post_init__(self) -> None:
         size, in_page = self.segment_bytes, self.position % WAL_PAGE_BYTES
@@ -147,7 +152,8 @@ class Walk(Protocol):
     `record_first` and `record_last` are those of the records that began since `forget`; `complete_start` is
     the begin of the last complete record, which names `complete_previous` as the one before it;
     `records_end` is the end of the last complete record (a segment switch ends with its segment), or of what
-    was skipped at the begin; None before.
+    was skipped at the begin; None before. All records that begin at `seen_from` or later were seen whole;
+    None while the rest of a record that began before the walk is skipped.
     """
 
     @property
@@ -162,6 +168,8 @@ class Walk(Protocol):
     def complete_previous(self) -> int | None: ...
     @property
     def records_end(self) -> int | None: ...
+    @property
+    def seen_from(self) -> int | None: ...
     @property
     def record_count(self) -> int: ...
     @property
@@ -183,6 +191,12 @@ class Walk(Protocol):
     def forget(self) -> None:
         """Forget `record_first` and `record_last`."""
 
+    def take_changes(self) -> npt.NDArray[np.void]:
+        """
+        What the records completed since the last call changed (CHANGE_TYPE), each once, in the order of
+        `sorted_changes`; nothing where the walk does not collect changes.
+        """
+
 
 class NativeWalk:
     """`Walk` in C."""
@@ -191,6 +205,8 @@ class NativeWalk:
         self._kernels = kernels
         self._events = np.empty(_EVENTS_MAX, EVENT_TYPE)
         self._gather = np.empty(_GATHER_BYTES_MIN, np.uint8)
+        self._changes = np.zeros(_CHANGES_MAX if start.collect_changes else 0, CHANGE_TYPE)
+        self._drained: list[npt.NDArray[np.void]] = []
         self._state = WalState(
             position=start.position,
             segment_bytes=start.segment_bytes,
@@ -203,6 +219,7 @@ class NativeWalk:
             complete_previous=_NONE,
             records_end=_NONE,
             overwritten=_NONE,
+            seen_from=start.position,
         )
 
     position = property(lambda self: int(self._state.position))
@@ -211,6 +228,7 @@ class NativeWalk:
     complete_start = property(lambda self: _optional(self._state.complete_start))
     complete_previous = property(lambda self: _optional(self._state.complete_previous))
     records_end = property(lambda self: _optional(self._state.records_end))
+    seen_from = property(lambda self: _optional(self._state.seen_from))
     record_count = property(lambda self: int(self._state.record_count))
     timeline = property(lambda self: int(self._state.timeline))
     magic = property(lambda self: int(self._state.magic))
@@ -235,6 +253,8 @@ class NativeWalk:
                 self._events.ctypes.data,
                 len(self._events),
                 ctypes.byref(count),
+                self._changes.ctypes.data if len(self._changes) else None,
+                len(self._changes),
             )
             address, left = address + self._state.consumed, left - self._state.consumed
             if count.value:
@@ -243,11 +263,28 @@ class NativeWalk:
                 names.append(bytes(self._state.name))
             elif answer == _Answer.GATHER_MORE:
                 self._grow()
+            elif answer == _Answer.CHANGES_FULL:
+                self._drain()
         return (np.concatenate(parts) if parts else np.empty(0, EVENT_TYPE)), names
 
     def forget(self) -> None:
         """See `Walk.forget`."""
         self._state.record_first = self._state.record_last = _NONE
+
+    def take_changes(self) -> npt.NDArray[np.void]:
+        """See `Walk.take_changes`."""
+        self._drain()
+        drained, self._drained = self._drained, []
+        if self._state.changes_lost:
+            drained.append(np.array([EVERYTHING], CHANGE_TYPE))
+            self._state.changes_lost = 0
+        return sorted_changes(np.concatenate(drained)) if drained else np.empty(0, CHANGE_TYPE)
+
+    def _drain(self) -> None:
+        if self._state.changes_used:
+            self._drained.append(self._changes[self._changes["kind"] != 0])
+            self._changes[:] = 0
+            self._state.changes_used = 0
 
     def _grow(self) -> None:
         larger = np.empty(max(2 * len(self._gather), int(self._state.gather_need)), np.uint8)
@@ -263,6 +300,7 @@ class _Answer(IntEnum):
     NAME = 2
     GATHER_MORE = 3
     STOPPED = 4
+    CHANGES_FULL = 5
 
 
 def _optional(position: int) -> int | None:
@@ -288,6 +326,7 @@ class TwinWalk:
         self.complete_start: int | None = None
         self.complete_previous: int | None = None
         self.records_end: int | None = None
+        self.seen_from: int | None = start.position
         self.record_count = 0
         self.timeline = 0
         self.magic = 0
@@ -307,6 +346,7 @@ class TwinWalk:
         self._overwritten: int | None = None
         self._events: list[tuple[int, int, int, int, int]] = []
         self._names: list[bytes] = []
+        self._changes: set[Change] = set()
 
     def walk(self, data: Buffer) -> tuple[npt.NDArray[np.void], list[bytes]]:
         """See `Walk.walk`."""
@@ -323,6 +363,11 @@ class TwinWalk:
     def forget(self) -> None:
         """See `Walk.forget`."""
         self.record_first = self.record_last = None
+
+    def take_changes(self) -> npt.NDArray[np.void]:
+        """See `Walk.take_changes`."""
+        changes, self._changes = self._changes, set()
+        return sorted_changes(np.array(sorted(changes), CHANGE_TYPE))
 
     def _step(self, view: memoryview) -> int:
         """Take what belongs together from the front of `view`; returns its size."""
@@ -380,6 +425,7 @@ class TwinWalk:
             if self._began or not 0 < remaining <= RECORD_BYTES_MAX:
                 raise _Stop(StopReason.CONTINUATION, address)
             self._skip = remaining
+            self.seen_from = None
         self._began = True
 
     def _check_page_header(self, header: bytes, address: int) -> StopReason:
@@ -415,7 +461,7 @@ class TwinWalk:
         self.position += taken
         self._skip = max(0, self._skip - taken)
         if self._skip == 0 and self.position % 8 == 0:
-            self.records_end = self.position
+            self.records_end = self.seen_from = self.position
         return taken
 
     def _take_record_bytes(self, room: memoryview) -> int:
@@ -462,6 +508,8 @@ class TwinWalk:
             self._take_commit(record, info, xid)
         elif manager == 0 and info & 0xF0 in (0x00, 0x70, 0x90, 0xD0):
             self._take_log_record(record, info & 0xF0)
+        if self._start.collect_changes:
+            self._changes |= changes_of(record, self.magic)
         self._overwritten = None
         self.complete_start, self.complete_previous = start, previous
         self.record_count += 1
@@ -500,18 +548,8 @@ class TwinWalk:
                 self._note(EventKind.TIMELINE, old, new)
 
     def _main_data(self, record: bytes, *, size_min: int) -> bytes:
-        at = _RECORD_HEADER_BYTES
-        while at < len(record) and record[at] in (252, 253):
-            at += 5 if record[at] == 252 else 3
-        body = b""
-        fits = False
-        if at + 1 < len(record) and record[at] == 255:
-            body = record[at + 2 :]
-            fits = len(body) == record[at + 1]
-        elif at + 4 < len(record) and record[at] == 254:
-            body = record[at + 5 :]
-            fits = len(body) == _U32.unpack_from(record, at + 1)[0]
-        if not fits or len(body) < size_min:
+        body = main_data(record)
+        if body is None or len(body) < size_min:
             raise _Stop(StopReason.CONTENT, self._record_start)
         return body
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+import numpy as np
 
 from cloudsave.engines.api import LogIndexer
 from cloudsave.logs.status import CaptureOptions
+from cloudsave.model.changes import LogChanges, sorted_changes
 from cloudsave.model.log import Commits, LogHole, LogIndex, LogSegment
 
 
@@ -99,7 +102,18 @@ def merged_index(indexes: Sequence[LogIndex]) -> LogIndex:
         record_last=lasts[-1] if lasts else None,
         records_end=max(one.records_end for one in indexes),
         complete_until_us=indexes[-1].complete_until_us,
+        changes=_merged_changes(indexes),
     )
+
+
+def _merged_changes(indexes: Sequence[LogIndex]) -> LogChanges | None:
+    """None where some were not noted, or a record that crosses from one stretch to the next was not seen."""
+    parts = [one.changes for one in indexes if one.changes is not None]
+    if len(parts) < len(indexes):
+        return None
+    if any(after.seen_from > before.records_end for before, after in zip(indexes, parts[1:], strict=False)):
+        return None
+    return LogChanges(parts[0].seen_from, sorted_changes(np.concatenate([part.rows for part in parts])))
 
 
 def window_bytes(log_file_bytes: int, options: CaptureOptions) -> int:
@@ -241,14 +255,7 @@ class LogWriter:
         for part in job.parts:
             self._indexer.feed(part)
         taken = self._indexer.take()
-        index = LogIndex(
-            commits=taken.commits,
-            restore_points=taken.restore_points,
-            record_first=taken.record_first,
-            record_last=taken.record_last,
-            records_end=taken.records_end,
-            complete_until_us=job.complete_until_us,
-        )
+        index = replace(taken, complete_until_us=job.complete_until_us)
         self._archive.put_log(segment_of(self._branch, job.first, job.last, index), job.parts, index)
         self._durable(job.last, job.last - job.first)
         self._fill_window(job, index)

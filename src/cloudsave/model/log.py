@@ -11,6 +11,8 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from cloudsave.model.changes import LogChanges
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -118,7 +120,7 @@ class LogIndex:
     `record_last` that of the last one that begins in it, and `records_end` the end of the last record that
     is complete within the log up to the end of the stretch. `complete_until_us` is an instant of the
     source's clock such that every commit acknowledged before it lies before the end of the stretch; 0 where
-    unknown.
+    unknown. `changes` is None where nobody noted them.
     """
 
     commits: Commits = field(default_factory=lambda: Commits.of(()))
@@ -128,6 +130,7 @@ class LogIndex:
     record_last: int | None = None
     records_end: int = 0
     complete_until_us: int = 0
+    changes: LogChanges | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "commits", Commits.of(self.commits))

@@ -9,8 +9,11 @@ the other frames are the log bytes in order.
     index frame
     0    4    u32 length of the JSON head
     4    ..   JSON head: branch, first, last, record_first, record_last, records_end, complete_until_us,
-              commits (count), restore_points ([offset, end offset, instant, name] each)
+              commits (count), restore_points ([offset, end offset, instant, name] each),
+              changes (absent or null: not noted; else seen_from, groups (count), blocks (count))
     ..   ..   four arrays of `commits` 64-bit integers: offset, end offset, instant, transaction id
+    ..   ..   `groups` rows of five u32: space, database, object, kind, count of blocks
+    ..   ..   `blocks` u32: of each group, ascending, the first block and the steps to the following ones
 
 Source: docs/repository_format.md; decision 0005.
 """
@@ -26,6 +29,7 @@ import numpy as np
 
 from cloudsave.clock import Clock
 from cloudsave.errors import IntegrityError
+from cloudsave.model.changes import CHANGE_TYPE, LogChanges, groups_of
 from cloudsave.model.log import Commits, LogIndex, LogSegment, RestorePoint
 from cloudsave.repository.container import (
     FRAME_HEADER,
@@ -43,6 +47,8 @@ GROUP_SHIFT = 28
 """A listing of one group covers 256 MiB of log."""
 INDEX_READ_BYTES = 64 << 10
 """First guess of what holds the index; a larger one takes a second read."""
+GROUP_TYPE = ("space", "database", "object", "kind", "count")
+"""Columns of a group of changes."""
 
 
 def log_object_name(lineage: str, segment: LogSegment) -> str:
@@ -122,6 +128,7 @@ def read_log_index(keys: LineageKeys, segment: LogSegment, head: Buffer) -> LogI
 
 
 def _encode_index(segment: LogSegment, index: LogIndex) -> bytes:
+    described, columns = _encode_changes(index.changes)
     head = json.dumps(
         {
             "branch": segment.branch,
@@ -133,9 +140,45 @@ def _encode_index(segment: LogSegment, index: LogIndex) -> bytes:
             "complete_until_us": index.complete_until_us,
             "commits": len(index.commits),
             "restore_points": [[p.offset, p.end_offset, p.instant_us, p.name] for p in index.restore_points],
+            "changes": described,
         }
     ).encode()
-    return struct.pack("<I", len(head)) + head + index.commits.rows.astype("<i8", copy=False).tobytes()
+    commits = index.commits.rows.astype("<i8", copy=False).tobytes()
+    return struct.pack("<I", len(head)) + head + commits + columns
+
+
+def _encode_changes(changes: LogChanges | None) -> tuple[dict[str, int] | None, bytes]:
+    """What the head says of them, and the columns. Steps between blocks compress far better than blocks."""
+    if changes is None:
+        return None, b""
+    groups, steps = [], []
+    for key, kind, blocks in groups_of(changes.rows):
+        groups.append((*key, kind, len(blocks)))
+        steps.append(np.diff(blocks, prepend=np.uint32(0)))
+    table = np.array(groups, "<u4").reshape(len(groups), len(GROUP_TYPE))
+    flat = np.concatenate(steps) if steps else np.empty(0, np.uint32)
+    described = {"seen_from": changes.seen_from, "groups": len(groups), "blocks": len(flat)}
+    return described, table.tobytes() + flat.astype("<u4", copy=False).tobytes()
+
+
+def _decode_changes(described: dict[str, int] | None, plain: bytes, offset: int) -> LogChanges | None:
+    """Raises: ValueError, KeyError, TypeError where they are malformed."""
+    if described is None:
+        return None
+    count = described["groups"]
+    table = np.frombuffer(plain, "<u4", count * len(GROUP_TYPE), offset).reshape(count, len(GROUP_TYPE))
+    steps = np.frombuffer(plain, "<u4", described["blocks"], offset + table.nbytes)
+    counts = table[:, -1].astype(np.int64)
+    ends = counts.cumsum()
+    if (int(ends[-1]) if count else 0) != len(steps) or bool((counts == 0).any()):
+        raise ValueError("groups of changes do not hold the blocks")
+    rows = np.empty(len(steps), CHANGE_TYPE)
+    for column, name in enumerate(GROUP_TYPE[:-1]):
+        rows[name] = np.repeat(table[:, column], counts)
+    sums = np.cumsum(steps, dtype=np.uint64)
+    before = np.concatenate(([np.uint64(0)], sums[ends[:-1] - 1])) if count else sums
+    rows["block"] = sums - np.repeat(before, counts)
+    return LogChanges(described["seen_from"], rows)
 
 
 def _decode_index(name: str, segment: LogSegment, plain: bytes) -> LogIndex:
@@ -145,6 +188,7 @@ def _decode_index(name: str, segment: LogSegment, plain: bytes) -> LogIndex:
         count = head["commits"]
         columns = np.frombuffer(plain, "<i8", 4 * count, 4 + length).reshape(4, count)
         points = tuple(RestorePoint(*point) for point in head["restore_points"])
+        changes = _decode_changes(head.get("changes"), plain, 4 + length + columns.nbytes)
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise IntegrityError(f"object {name!r} is damaged", detail="Its index is malformed.") from error
     if (head["branch"], head["first"], head["last"]) != (segment.branch, segment.first, segment.last):
@@ -156,4 +200,5 @@ def _decode_index(name: str, segment: LogSegment, plain: bytes) -> LogIndex:
         record_last=head["record_last"],
         records_end=head["records_end"],
         complete_until_us=head["complete_until_us"],
+        changes=changes,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cloudsave.kernels.checksums import crc32c
@@ -15,6 +16,26 @@ from cloudsave.kernels.wal_walk import (
 
 SEGMENT_BYTES = 1 << 20
 SYSTEM = 0x6543_2109_8765_4321
+
+
+@dataclass(frozen=True)
+class Image:
+    """A full page image; `packed`: 0, or a power of two for a way of compression."""
+
+    content: bytes
+    hole: bool
+    packed: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block that a record names."""
+
+    relation: tuple[int, int, int]
+    number: int
+    fork: int = 0
+    data: bytes = b""
+    image: Image | None = None
 
 
 @dataclass
@@ -103,6 +124,41 @@ class WalWriter:
         self.log += bytes(-self.end % SEGMENT_BYTES)
         begin, _ = self.records[-1]
         self.records[-1] = (begin, self.end)
+
+    def blocks(
+        self,
+        blocks: Sequence[Block],
+        main: bytes = b"",
+        *,
+        manager: int = 10,
+        info: int = 0,
+        before: bytes = b"",
+    ) -> None:
+        """A record that names blocks; `before`: other fragment headers."""
+        headers, payload, relation = before, b"", None
+        for number, block in enumerate(blocks):
+            same = block.relation == relation
+            flags = (
+                block.fork
+                | (0x10 if block.image else 0)
+                | (0x20 if block.data else 0)
+                | (0x80 if same else 0)
+            )
+            headers += struct.pack("<BBH", number, flags, len(block.data))
+            if block.image:
+                hole, packed = block.image.hole, block.image.packed
+                kind = (2 if packed else 0) | 4 if self.major == 14 else (packed << 2) | 2
+                headers += struct.pack("<HHB", len(block.image.content), 100, kind | (1 if hole else 0))
+                headers += struct.pack("<H", 50) if hole and packed else b""
+                payload += block.image.content
+            if not same:
+                headers += struct.pack("<III", *block.relation)
+            headers += struct.pack("<I", block.number)
+            payload += block.data
+            relation = block.relation
+        if main:
+            headers += bytes([255, len(main)]) if len(main) < 256 else b"\xfe" + struct.pack("<I", len(main))
+        self.raw_record(manager, info, headers + payload + main)
 
     def noise(self, size: int) -> None:
         """A record of no interest with `size` bytes of main data."""

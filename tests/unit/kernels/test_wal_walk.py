@@ -6,6 +6,7 @@ import itertools
 import random
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -40,6 +41,7 @@ def observed(walk: Walk) -> tuple[object, ...]:
         walk.complete_start,
         walk.complete_previous,
         walk.records_end,
+        walk.seen_from,
         walk.record_count,
         walk.timeline,
         walk.magic,
@@ -55,6 +57,7 @@ def pieces(log: bytes, cuts: list[int]) -> Iterator[bytes]:
 
 
 def assert_same(start: WalkStart, log: bytes, cuts: list[int]) -> Walk:
+    start = replace(start, collect_changes=True)
     native, twin = begin_walk(start, built_kernels()), begin_walk(start, None)
     for piece in pieces(log, cuts):
         events, names = native.walk(piece)
@@ -67,6 +70,9 @@ def assert_same(start: WalkStart, log: bytes, cuts: list[int]) -> Walk:
         if len(piece) % 3 == 0:
             native.forget()
             twin.forget()
+        if len(piece) % 2 == 0:
+            assert native.take_changes().tolist() == twin.take_changes().tolist()
+    assert native.take_changes().tolist() == twin.take_changes().tolist()
     return native
 
 

@@ -6,11 +6,13 @@ import os
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudsave.errors import IntegrityError, LogConflict, ObjectMissing
+from cloudsave.model.changes import CHANGE_TYPE, LogChanges, sorted_changes
 from cloudsave.model.log import Commit, LogHole, LogIndex, LogSegment, RestorePoint
 from cloudsave.repository.log_objects import log_object_name, parse_log_object_name
 from cloudsave.store.api import ObjectInfo
@@ -21,6 +23,13 @@ offsets = st.integers(0, (1 << 60) - 1)
 instants = st.integers(0, (1 << 62))
 commits = st.builds(Commit, offsets, offsets, instants, st.integers(0, (1 << 40)))
 points = st.builds(RestorePoint, offsets, offsets, instants, st.text(max_size=63))
+numbers = st.integers(0, (1 << 32) - 1)
+rows = st.lists(st.tuples(numbers, numbers, numbers, numbers, st.sampled_from([1, 2])), max_size=40)
+changes = st.builds(
+    lambda seen_from, found: LogChanges(seen_from, sorted_changes(np.array(found, CHANGE_TYPE))),
+    offsets,
+    rows,
+)
 indexes = st.builds(
     LogIndex,
     commits=st.lists(commits, max_size=20).map(tuple),
@@ -29,6 +38,7 @@ indexes = st.builds(
     record_last=st.none() | offsets,
     records_end=offsets,
     complete_until_us=instants,
+    changes=st.none() | changes,
 )
 
 
@@ -47,6 +57,20 @@ def test_log_and_index_are_read_back(index: LogIndex, first: int, log: bytes, cu
     assert lineage.log_index(replace(found, size_bytes=0)) == index
     assert lineage.logs_near("0000000A", first) == [segment]
     assert lineage.logs_near("0000000B", first) == []
+
+
+def test_changes_take_a_byte_or_two_per_block() -> None:
+    store = MemoryStore()
+    lineage = lineage_on(store)
+    random = np.random.default_rng(1)
+    found = [
+        (1663, 5, 16384 + n % 3, int(block), 1) for n, block in enumerate(random.integers(0, 200_000, 30_000))
+    ]
+    index = LogIndex(changes=LogChanges(SEGMENT, sorted_changes(np.array(found, CHANGE_TYPE))))
+    segment = LogSegment("00000001", SEGMENT, SEGMENT + 100)
+    lineage.put_log(segment, [bytes(100)], index)
+    assert lineage.log_index(segment) == index
+    assert sum(len(content) for content, _ in store.objects.values()) < 2 * len(found)
 
 
 def test_an_index_larger_than_the_first_read_takes_a_second_one() -> None:

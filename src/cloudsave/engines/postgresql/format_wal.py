@@ -27,6 +27,7 @@ from cloudsave.kernels.wal_walk import (
     WalkStart,
     begin_walk,
 )
+from cloudsave.model.changes import LogChanges
 from cloudsave.model.log import Commits, LogIndex, RestorePoint, us_from_instant
 from cloudsave.model.position import Position
 
@@ -227,6 +228,15 @@ class WalWalker:
         return self._walk.records_end
 
     @property
+    def seen_from(self) -> int | None:
+        """All records that begin here or later were seen whole; None while it is not known."""
+        return self._walk.seen_from
+
+    def take_changes(self) -> npt.NDArray[np.void]:
+        """What the records since the last call changed, where the start asks for it; see `model.changes`."""
+        return self._walk.take_changes()
+
+    @property
     def record_count(self) -> int:
         """Complete records so far."""
         return self._walk.record_count
@@ -258,8 +268,11 @@ class WalIndexer:
             log_file_bytes,
             system_identifier=int(system_identifier),
             timeline_max=int(start.branch, 16),
+            collect_changes=True,
         )
         self._walker = WalWalker(begin, kernels=kernels)
+        self._seen_from: int | None = None
+        """Of the records that the next `take` speaks of, the first that was seen; None: the walk's first."""
         self._begin = start.offset if start.offset % log_file_bytes else 0
         self._fed: list[WalFeed] = []
 
@@ -284,9 +297,18 @@ class WalIndexer:
             record_first=walker.record_first,
             record_last=walker.record_last,
             records_end=self._begin if walker.records_end is None else walker.records_end,
+            changes=self._take_changes(),
         )
         walker.forget()
         return index
+
+    def _take_changes(self) -> LogChanges:
+        walker = self._walker
+        seen_from = walker.seen_from if self._seen_from is None else self._seen_from
+        if seen_from is None:
+            return LogChanges(walker.position, walker.take_changes())
+        self._seen_from = seen_from if walker.records_end is None else max(seen_from, walker.records_end)
+        return LogChanges(seen_from, walker.take_changes())
 
 
 def _rows(events: npt.NDArray[np.void]) -> Iterable[tuple[int, int, int, int, int]]:
