@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.dataset import Server
 from benchmarks.measure import SOURCE, Cost, run, tree_bytes
+
+CAPTURE_SECONDS_MAX = 60.0
 
 
 class Ours:
@@ -59,10 +66,61 @@ class Ours:
         """A backup that finds all or most pages stored already."""
         return self._run("backup", "bench")
 
-    def restore(self, directory: Path) -> Cost:
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """
+        Capture of the log, as a user would run it all the time. A process that is not our child: the
+        benchmark waits for all of its children.
+        """
+        config = str(self._work / "cloudsave.toml")
+        command = [
+            sys.executable,
+            "-m",
+            "cloudsave",
+            "--config",
+            config,
+            "--quiet",
+            "logs",
+            "capture",
+            "bench",
+        ]
+        shell = ["sh", "-c", '"$@" >"$0" 2>&1 & echo $!', str(self._work / "capture.log"), *command]
+        env = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        pid = int(subprocess.run(shell, check=True, capture_output=True, env=env).stdout)
+        try:
+            self._wait_for_capture()
+            yield
+        finally:
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + CAPTURE_SECONDS_MAX
+            while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+
+    def _wait_for_capture(self) -> None:
+        deadline = time.monotonic() + CAPTURE_SECONDS_MAX
+        active = "select count(*) from pg_stat_replication where application_name like 'cloudsave%'"
+        while self._server.sql(active).strip() == "0":
+            if time.monotonic() > deadline:
+                sys.exit(f"capture did not start: {(self._work / 'capture.log').read_text()}")
+            time.sleep(0.1)
+
+    def restore(self, directory: Path, backup_id: str | None = None) -> Cost:
         """The data directory, ready for replay."""
-        return self._run("restore", "bench", "--immediate", "--into", str(directory))
+        chosen = ["--backup", backup_id] if backup_id else []
+        return self._run("restore", "bench", "--immediate", "--into", str(directory), *chosen)
+
+    def backup_ids(self) -> list[str]:
+        """All backups, oldest first."""
+        return sorted(path.name for path in self.repository.glob("lineages/*/backups/*"))
 
     def stored_bytes(self) -> int:
         """Size of the repository."""
         return tree_bytes(self.repository)
+
+    def stored_by(self, kind: str) -> int:
+        """Size of the objects of one kind: packs, maps, backups, logs."""
+        return sum(tree_bytes(path) for path in self.repository.glob(f"lineages/*/{kind}"))
+
+    def stored_for_backups(self) -> int:
+        """Size of the repository without the log, which the peers are not made to store either."""
+        return self.stored_bytes() - self.stored_by("logs")

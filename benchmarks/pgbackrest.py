@@ -141,6 +141,14 @@ class PgBackRest:
         """A full backup. Its log is neither waited for nor stored, since nothing archives it here."""
         return self._run("backup", "--type=full", "--no-archive-check")
 
+    def backup_again(self) -> Cost:
+        """A backup of what has changed; as above without its log."""
+        return self._run("backup", "--type=incr", "--no-archive-check")
+
+    def stored_for_backups(self) -> int:
+        """Size of the repository, which holds no log."""
+        return self.stored_bytes()
+
     def restore(self, directory: Path) -> Cost:
         """The data directory, ready for replay."""
         return self._run("restore", "--type=immediate", pg1_path=directory)

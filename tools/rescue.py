@@ -186,16 +186,27 @@ def parse_maps(content: bytes) -> tuple[list[str], list[Segment]]:
         packs.append(content[offset + 2 : offset + 2 + length].decode("ascii"))
         offset += 2 + length
     offset += -offset % 8
+    old = magic == b"MAP1"
     for _ in range(segment_count):
         size, frame_count, run_count, blocks = struct.unpack_from("<QIIQ", content, offset)
-        runs_at = offset + 24 + 24 * frame_count
-        end = runs_at + 16 * run_count
-        rows = struct.iter_unpack("<IIQII", content[offset + 24 : runs_at])
-        segments.append((size, [*rows], [*struct.iter_unpack("<IIII", content[runs_at:end])]))
-        offset = end + 8 * blocks
-    if magic != b"MAP1" or offset != len(content):
+        runs_at = offset + (24 if old else 16) + 24 * frame_count
+        end = runs_at + (16 if old else 12) * run_count
+        rows = struct.iter_unpack("<IIQII", content[runs_at - 24 * frame_count : runs_at])
+        runs = struct.iter_unpack("<IIII", content[runs_at:end]) if old else parse_runs(content[runs_at:end])
+        segments.append((size, [*rows], [*runs]))
+        offset = end + (8 * blocks if old else (offset - end) % 8)
+    if magic not in (b"MAP1", b"MAP2") or offset != len(content):
         raise Damaged("a map object is none, or has the wrong length")
     return packs, segments
+
+
+def parse_runs(planes: bytes) -> Iterator[tuple[int, ...]]:
+    """Runs as the older maps have them, from columns in planes of bytes."""
+    block, count = 0, len(planes) // 12
+    for row in zip(*(planes[n * count : (n + 1) * count] for n in range(12)), strict=True):
+        blocks, frame, place = struct.unpack("<III", bytes(row))
+        yield block, blocks, frame, place * BLOCK
+        block += blocks
 
 
 def stored_runs(lineage: Lineage, manifest: dict[str, Any], files: list[Placed]) -> dict[str, list[Run]]:

@@ -16,10 +16,9 @@ import pytest
 from cloudsave.errors import StorePermission, StoreUnavailable
 from cloudsave.logs.capture import run_capture
 from cloudsave.logs.ledger import file_begin
-from cloudsave.logs.resume import read_stored
 from cloudsave.logs.status import CaptureOptions
 from cloudsave.model.history import Ancestry
-from cloudsave.model.ledger import Ledger
+from cloudsave.model.ledger import Ledger, read_extents
 from cloudsave.model.log import LogHole
 from cloudsave.model.position import Position
 from cloudsave.repository.crypto import LineageKeys
@@ -124,7 +123,7 @@ class World:
         path = ancestry.lineage_of(self.server.branch)
         cover = Ledger(lineage.logs()).cover(path, self.first_needed(), self.server.end)
         assert cover.complete, f"log ends at {cover.end:#x} of branch {cover.branch}"
-        return read_stored(lineage, cover.extents)
+        return read_extents(lineage.read_log, cover.extents)
 
     def first_needed(self) -> int:
         """Where the log begins that must be whole: behind the last hole."""

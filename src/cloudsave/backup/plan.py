@@ -23,6 +23,8 @@ class BackupRequest:
     workers: int = 3
     level: int = 1
     paranoid: bool = False
+    prove_all: bool = False
+    """Read every page, also where the log says that it has not changed, and see whether that is true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,8 @@ def plan_backup(request: BackupRequest, identity: SourceIdentity, backup_ids: Se
     Choose full or incremental. Pure.
 
     Args:
-        backup_ids: Committed backups of the lineage, oldest first. Any of them is a sound parent: pages are
-        compared by
-            fingerprint, never by time or position.
+        backup_ids: Committed backups of the lineage, oldest first. Any of them is a sound parent: a page is
+            reused where its fingerprint is the same, or where the log proves that nothing changed it.
     """
     if request.full:
         return BackupPlan(request, identity, "", "a full backup was asked for")

@@ -2,22 +2,32 @@
 Runs a base backup: engine on one side, repository on the other.
 
 Order, each step with its reason: 1. the log is being captured before the backup begins, so that nothing
-between is missed; 2. the engine begins, pieces flow into packs, the engine finishes; 3. the log up to the
-end of the backup is durable in the repository: without it the backup could not be restored; 4. the manifest
-is put. Killed before, there is no backup, and the next run adopts the packs.
+between is missed; 2. the engine begins; with a parent, the log since the parent's start tells which blocks
+need not be read; pieces flow into packs, the engine finishes; 3. the log up to the end of the backup is
+durable in the repository: without it the backup could not be restored; 4. the manifest is put. Killed
+before, there is no backup, and the next run adopts the packs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from cloudsave.backup.changes import (
+    DEVIATIONS_MAX,
+    ChangeQuestion,
+    LogTrust,
+    MapContradicted,
+    MapRefused,
+    changes_since,
+)
 from cloudsave.backup.plan import BackupPlan
 from cloudsave.clock import Clock
-from cloudsave.engines.api import BackupSource
+from cloudsave.engines.api import BackupSource, Dialect
 from cloudsave.errors import ForeignSystem
-from cloudsave.model.engine_facts import BackupStart, BackupStop
-from cloudsave.model.manifest import BackupStatistics, Manifest
+from cloudsave.model.engine_facts import BackupStart, BackupStop, LogAtHand
+from cloudsave.model.manifest import BackupStatistics, ChangeDetection, Manifest, Rung
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.writer import BackupWriter, WriterOptions
@@ -33,8 +43,17 @@ class LogCover(Protocol):
     def begin(self) -> str:
         """Make sure that log from now on is captured; how, in a sentence."""
 
-    def wait_until_durable(self, start: Position, stop: Position) -> None:
-        """Return when all log of [start, stop) is stored. Raises: BackupNotCovered, BackupLogLost."""
+    def fill(self, start: Position, stop: Position, at_hand: LogAtHand) -> bool:
+        """
+        Store what is missing of the log [start, stop) from the source's own files, if that is little; whether
+        all of it is in the repository then. `start` begins a log file.
+        """
+
+    def wait_until_durable(self, start: Position, stop: Position, at_hand: LogAtHand | None) -> None:
+        """
+        Return when all log of [start, stop) is in the repository; `start` begins a log file. The source's own
+        files may be read for it where they are `at_hand`. Raises: BackupNotCovered, BackupLogLost.
+        """
 
     def close(self) -> None:
         """Stop what `begin` started. Never raises."""
@@ -45,8 +64,10 @@ class BackupContext:
     """What a backup works with."""
 
     lineage: Lineage
-    source: BackupSource
+    open_source: Callable[[], BackupSource]
+    """Makes a source that has not begun; asked again when a backup has to be made anew."""
     cover: LogCover
+    dialect: Dialect
     clock: Clock
     progress: Progress
 
@@ -58,58 +79,147 @@ def run_backup(plan: BackupPlan, context: BackupContext) -> Manifest:
     Raises: EngineError, StoreError, IntegrityError; nothing is committed then, and a later run goes on from
     what is stored.
     """
-    lineage, clock = context.lineage, context.clock
+    lineage = context.lineage
     if plan.identity.lineage != lineage.id:
         raise ForeignSystem(
             f"server is not source {plan.request.source!r}",
             detail=f"It is {plan.identity.lineage}, the backups are of {lineage.id}.",
         )
-    started = clock.now()
-    backup_id = f"{started:%Y%m%dT%H%M%SZ}-{clock.random_bytes(2).hex()}"
     lineage.record_identity(plan.identity, source=plan.request.source)
     parent = lineage.manifest(plan.parent) if plan.parent else None
-    options = WriterOptions(plan.request.workers, plan.request.level, plan.request.paranoid)
-    writer = BackupWriter(
-        lineage, backup_id, parent=parent, options=options, advance=context.progress.advance
-    )
     try:
+        return _Run(plan, context, parent).execute()
+    except MapContradicted as contradiction:
+        context.progress.note(contradiction.alarm)
+        return _Run(plan, context, parent, alarm=contradiction.alarm).execute()
+
+
+class _Run:
+    """One try. With an `alarm` the log is not asked what has changed."""
+
+    def __init__(
+        self, plan: BackupPlan, context: BackupContext, parent: Manifest | None, *, alarm: str = ""
+    ) -> None:
+        self._plan = plan
+        self._context = context
+        self._parent = parent
+        self._alarm = alarm
+        started = context.clock.now()
+        self._backup_id = f"{started:%Y%m%dT%H%M%SZ}-{context.clock.random_bytes(2).hex()}"
+        request = plan.request
+        self._writer = BackupWriter(
+            context.lineage,
+            self._backup_id,
+            parent=parent,
+            options=WriterOptions(request.workers, request.level, request.paranoid),
+            advance=context.progress.advance,
+        )
+
+    def execute(self) -> Manifest:
+        """Take the backup. Raises: see `run_backup`; MapContradicted without an alarm."""
+        source, writer = self._context.open_source(), self._writer
+        try:
+            return self._take(source)
+        except BaseException:
+            source.abort()
+            writer.abort()
+            raise
+        finally:
+            self._context.cover.close()
+
+    def _take(self, source: BackupSource) -> Manifest:
+        plan, context, writer, clock = self._plan, self._context, self._writer, self._context.clock
         notes = [plan.reason, context.cover.begin()]
+        if self._alarm:
+            notes.append(self._alarm)
         adopted = writer.open()
         if adopted:
             notes.append(f"{adopted} packs of an unfinished backup were taken over")
-        begun = context.source.begin()
+        begun = source.begin()
         begun_at = clock.monotonic()
-        stop = _copy(context, writer, begun)
+        trust, reason = self._trust(begun)
+        if trust is not None:
+            writer.trust(trust)
+        stop = self._copy(source, begun)
         context.progress.note("waiting for the log up to the end of the backup")
-        # From the begin of the log file: that is where a server will begin to read.
-        begin = begun.position.offset - begun.position.offset % plan.identity.log_file_bytes
-        context.cover.wait_until_durable(Position(begun.position.branch, begin), stop.position)
+        log_begin = self._log_begin(begun.position)
+        context.cover.wait_until_durable(log_begin, stop.position, begun.log_at_hand)
         # By the source's clock, as the instants of its commits are: ours may differ from it.
         finished_us = begun.clock_us + round((clock.monotonic() - begun_at) * 1e6)
-        facts = _Facts(backup_id, begun.clock_us, finished_us, tuple(notes))
+        facts = _Facts(
+            self._backup_id, begun.clock_us, finished_us, self._detection(trust, reason), tuple(notes)
+        )
         return writer.commit(_draft(plan, begun, stop, facts))
-    except BaseException:
-        context.source.abort()
-        writer.abort()
-        raise
-    finally:
-        context.cover.close()
 
+    def _log_begin(self, position: Position) -> Position:
+        """The begin of the log file: that is where a server will begin to read."""
+        offset = position.offset - position.offset % self._plan.identity.log_file_bytes
+        return Position(position.branch, offset)
 
-def _copy(context: BackupContext, writer: BackupWriter, begun: BackupStart) -> BackupStop:
-    """All pieces into packs, then the files that are known only at the end."""
-    context.progress.begin("backup", bytes_total=begun.bytes_expected)
-    for piece in context.source.pieces():
-        writer.store(piece)
-    writer.settle()
-    stop = context.source.finish()
-    for item in stop.directories:
-        writer.add_entry(item)
-    for late in stop.late_files:
-        writer.store_content(late.item, late.content)
-    writer.drain()
-    context.progress.finish()
-    return stop
+    def _trust(self, begun: BackupStart) -> tuple[LogTrust | None, str]:
+        """What the log says of changes since the parent, or None and why it cannot be asked."""
+        parent, context = self._parent, self._context
+        if parent is None:
+            return None, ""
+        if begun.block_position is None:
+            return None, "the server sends all files as a whole"
+        if self._alarm:
+            return None, "the log was found to be wrong about it"
+        context.progress.note("waiting for the log up to the begin of the backup")
+        self._complete_log(parent, begun)
+        question = ChangeQuestion(
+            parent, self._plan.identity, begun.position, context.lineage, context.dialect
+        )
+        try:
+            changed = changes_since(question)
+        except MapRefused as refusal:
+            return None, str(refusal)
+        trust = LogTrust(
+            changed,
+            parent,
+            begun.position,
+            begun.block_position,
+            rotation=self._writer.generation,
+            prove_all=self._plan.request.prove_all,
+        )
+        return trust, ""
+
+    def _complete_log(self, parent: Manifest, begun: BackupStart) -> None:
+        """See to it that the log from the parent's start to this one is stored, as far as it will be."""
+        cover, start = self._context.cover, begun.position
+        at_hand = begun.log_at_hand if parent.start.branch == start.branch else None
+        if at_hand is not None and cover.fill(self._log_begin(parent.start), start, at_hand):
+            return
+        # Capture stores in order: once it is here, whatever it can get of the log before is stored too.
+        cover.wait_until_durable(self._log_begin(start), start, None)
+
+    def _detection(self, trust: LogTrust | None, reason: str) -> ChangeDetection:
+        if self._parent is None:
+            return ChangeDetection(Rung.FULL)
+        if trust is None:
+            return ChangeDetection(Rung.COMPARE, reason, contradicted=bool(self._alarm))
+        return ChangeDetection(
+            Rung.LOG,
+            whole_files=tuple(sorted(trust.deviations)[:DEVIATIONS_MAX]),
+            bytes_unread=self._writer.bytes_unread,
+            blocks_unlogged=trust.blocks_unlogged,
+        )
+
+    def _copy(self, source: BackupSource, begun: BackupStart) -> BackupStop:
+        """All pieces into packs, then the files that are known only at the end."""
+        progress, writer = self._context.progress, self._writer
+        progress.begin("backup", bytes_total=begun.bytes_expected)
+        for piece in source.pieces():
+            writer.store(piece)
+        writer.settle()
+        stop = source.finish()
+        for item in stop.directories:
+            writer.add_entry(item)
+        for late in stop.late_files:
+            writer.store_content(late.item, late.content)
+        writer.drain()
+        progress.finish()
+        return stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +227,7 @@ class _Facts:
     backup_id: str
     started_us: int
     finished_us: int
+    detection: ChangeDetection
     notes: tuple[str, ...]
 
 
@@ -147,5 +258,6 @@ def _draft(plan: BackupPlan, begun: BackupStart, stop: BackupStop, facts: _Facts
         files=(),
         corrupt_pages=stop.corrupt_pages,
         statistics=BackupStatistics(),
+        detection=facts.detection,
         notes=facts.notes + begun.notes + stop.notes,
     )

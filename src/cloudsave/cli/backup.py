@@ -12,7 +12,7 @@ from cloudsave.backup.run import BackupContext, run_backup
 from cloudsave.cli.formats import format_duration, format_rate, format_size
 from cloudsave.cli.frame import Command, CommandContext, config_option, source_argument, with_context
 from cloudsave.errors import ExitCode
-from cloudsave.model.manifest import Manifest
+from cloudsave.model.manifest import ChangeDetection, Manifest, Rung
 
 CORRUPT_PAGES_SHOWN_MAX = 10
 
@@ -20,6 +20,7 @@ CORRUPT_PAGES_SHOWN_MAX = 10
 @click.command("backup", cls=Command, exit_codes=(ExitCode.FINDINGS, ExitCode.INTEGRITY, ExitCode.BUSY))
 @source_argument
 @click.option("--full", is_flag=True, help="Store every page again instead of reusing stored ones.")
+@click.option("--read-all", is_flag=True, help="Read every page, and prove what the log says of changes.")
 @click.option("--mode", type=click.Choice(("auto", "local", "remote")), help="How files are read.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @config_option("compression_level")
@@ -27,13 +28,16 @@ CORRUPT_PAGES_SHOWN_MAX = 10
 @config_option("rate_limit_bytes_per_second")
 @config_option("paranoid")
 @with_context
-def backup(context: CommandContext, name: str, full: bool, mode: str | None, dry_run: bool) -> ExitCode:
+def backup(
+    context: CommandContext, name: str, *, full: bool, read_all: bool, mode: str | None, dry_run: bool
+) -> ExitCode:
     """
     Take a base backup of source NAME while it works; the log that it needs is captured too.
 
     The first backup of a database is full. Each later one stores only the pages that are not stored yet,
-    and reads back as a full one. With exit code 3 the backup is complete but pages of the source itself are
-    damaged.
+    and reads back as a full one. Where the captured log tells which pages have changed since, only those are
+    read. With exit code 3 the backup is complete, but pages of the source itself are damaged, or a page had
+    changed of which the log knew nothing.
     """
     config, clock = context.config, context.clock
     source = context.source(name)
@@ -49,6 +53,7 @@ def backup(context: CommandContext, name: str, full: bool, mode: str | None, dry
         workers=config.workers,
         level=config.compression_level,
         paranoid=config.paranoid,
+        prove_all=read_all,
     )
     plan = plan_backup(request, identity, lineage.backup_ids())
     if dry_run:
@@ -58,16 +63,18 @@ def backup(context: CommandContext, name: str, full: bool, mode: str | None, dry
         plan,
         BackupContext(
             lineage=lineage,
-            source=engine.backup_source(
+            open_source=lambda: engine.backup_source(
                 mode=request.mode, fast=request.fast_checkpoint, label=f"cloudsave {name}"
             ),
             cover=assembly.log_cover(engine, source, lineage, clock=clock),
+            dialect=engine.dialect,
             clock=clock,
             progress=context.progress,
         ),
     )
     _show(context, manifest)
-    return ExitCode.FINDINGS if manifest.corrupt_pages else ExitCode.DONE
+    bad = manifest.corrupt_pages or manifest.detection.contradicted
+    return ExitCode.FINDINGS if bad else ExitCode.DONE
 
 
 def _show_plan(context: CommandContext, plan: BackupPlan) -> None:
@@ -91,7 +98,8 @@ def _show(context: CommandContext, manifest: Manifest) -> None:
         rate = format_rate(counts.bytes_read / max(counts.seconds, 0.001))
         read = f"{format_size(counts.bytes_read)} in {format_duration(counts.seconds)}, {rate}"
         pages = f"{counts.blocks_stored} pages new, {counts.blocks_reused} reused, {counts.blocks_zero} empty"
-        output.pairs([("read", read), ("stored", f"{format_size(counts.bytes_stored)}; {pages}")])
+        stored = f"{format_size(counts.bytes_stored)}; {pages}"
+        output.pairs([("read", read), ("stored", stored), ("changes", detection_text(manifest.detection))])
         for note in manifest.notes:
             output.line(f"note: {note}")
         for page in manifest.corrupt_pages[:CORRUPT_PAGES_SHOWN_MAX]:
@@ -102,6 +110,17 @@ def _show(context: CommandContext, manifest: Manifest) -> None:
             )
 
     output.emit(manifest_facts(manifest), human)
+
+
+def detection_text(detection: ChangeDetection) -> str:
+    """How the backup learned what had changed, in a sentence."""
+    if detection.rung is Rung.LOG:
+        unread = format_size(detection.bytes_unread)
+        whole = len(detection.whole_files)
+        return f"told by the log; {unread} taken unread" + (f", {whole} files read whole" if whole else "")
+    if detection.rung is Rung.COMPARE:
+        return f"everything was read and compared: {detection.reason}"
+    return "everything was stored" if detection.rung is Rung.FULL else "not recorded"
 
 
 def manifest_facts(manifest: Manifest) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cloudsave import assembly
-from cloudsave.cli.backup import CORRUPT_PAGES_SHOWN_MAX, manifest_facts
+from cloudsave.cli.backup import CORRUPT_PAGES_SHOWN_MAX, detection_text, manifest_facts
 from cloudsave.cli.formats import format_duration, format_size
 from cloudsave.cli.frame import Command, CommandContext, with_context
 from cloudsave.cli.output import Column
@@ -92,6 +92,7 @@ def show(context: CommandContext, backup_id: str, files: bool) -> None:
                     manifest.kind + (f", reusing pages of {manifest.parent}" if manifest.parent else ""),
                 ),
                 ("read", manifest.method),
+                ("changes", detection_text(manifest.detection)),
                 ("started", output.instant(instant_from_us(manifest.started_us))),
                 ("finished", output.instant(instant_from_us(manifest.finished_us))),
                 ("took", format_duration(manifest.statistics.seconds)),

@@ -25,10 +25,9 @@ from cloudsave.errors import (
     UsageError,
 )
 from cloudsave.logs.ledger import file_begin
-from cloudsave.logs.resume import read_stored
 from cloudsave.logs.writer import segment_of
 from cloudsave.model.history import Ancestry
-from cloudsave.model.ledger import Cover, Ledger
+from cloudsave.model.ledger import Cover, Ledger, read_extents
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
 
@@ -92,7 +91,7 @@ def fetch(
     cover = Ledger(lineage.logs_near(begin.branch, begin.offset)).cover(own, begin.offset, last)
     if not cover.complete:
         cover = _cover_with_parents(lineage, dialect, name, begin, last, needed_until)
-    stored = read_stored(lineage, cover.extents)
+    stored = read_extents(lineage.read_log, cover.extents)
     # A server asks for a file to be put into a directory of its data directory.
     server = destination.absolute().parent.parent
     until = log_file_bytes if needed_until is None else needed_until - begin.offset
@@ -152,7 +151,7 @@ def _compare(lineage: Lineage, ledger: Ledger, begin: Position, content: bytes, 
         if cursor >= min(end, last):
             continue
         cover = ledger.cover([(begin.branch, 0, None)], cursor, min(end, last))
-        stored = read_stored(lineage, cover.extents)
+        stored = read_extents(lineage.read_log, cover.extents)
         at = cursor - begin.offset
         if content[at : at + len(stored)] != stored:
             raise LogConflict(

@@ -15,7 +15,9 @@ from cloudsave.errors import BackupLogLost, BackupNotCovered
 from cloudsave.logs.capture import run_capture
 from cloudsave.logs.ledger import lost_within
 from cloudsave.logs.status import CaptureOptions, CaptureState, CaptureStatus, Observer
+from cloudsave.logs.tail import store_tail
 from cloudsave.logs.writer import LogArchive
+from cloudsave.model.engine_facts import LogAtHand
 from cloudsave.model.ledger import Ledger
 from cloudsave.model.position import Position
 
@@ -266,8 +268,17 @@ class BackupLogCover:
         self._own.start()
         return "the log was captured for the time of the backup only"
 
-    def wait_until_durable(self, start: Position, stop: Position) -> None:
-        """Return when all log of [start, stop) is stored. Raises: BackupNotCovered, BackupLogLost."""
+    def fill(self, start: Position, stop: Position, at_hand: LogAtHand) -> bool:
+        """Store what is missing of [start, stop) from the source's files; whether all is durable then."""
+        return store_tail(self._lineage, self._dialect, at_hand, (start, stop), self._clock)
+
+    def wait_until_durable(self, start: Position, stop: Position, at_hand: LogAtHand | None) -> None:
+        """
+        Return when all log of [start, stop) is in the repository; the source's own files help where they are
+        `at_hand`. Raises: BackupNotCovered, BackupLogLost.
+        """
+        if at_hand is not None and self.fill(start, stop, at_hand):
+            return
         if self._own is not None:
             self._own.await_durable(stop, timeout_seconds=COVER_SECONDS_MAX)
         await_durable(self._lineage, start, stop, clock=self._clock, timeout_seconds=COVER_SECONDS_MAX)

@@ -12,7 +12,7 @@ from cloudsave.errors import IntegrityError, LogConflict
 from cloudsave.logs.ledger import Step, file_begin
 from cloudsave.logs.writer import LogArchive, Window, WriterStart
 from cloudsave.model.identity import SourceIdentity
-from cloudsave.model.ledger import Extent, Ledger
+from cloudsave.model.ledger import Ledger, read_extents
 from cloudsave.model.position import Position
 
 OVERLAP_BYTES = 64 << 10
@@ -56,16 +56,6 @@ class Resume:
     stream_from: int
     overlap: Overlap
     start: WriterStart
-
-
-def read_stored(archive: LogArchive, extents: tuple[Extent, ...]) -> bytes:
-    """The bytes of extents that touch."""
-    parts: list[bytes] = []
-    for extent in extents:
-        data = archive.read_log(extent.segment)
-        begin = extent.segment.first
-        parts.append(data[extent.first - begin : extent.last - begin])
-    return b"".join(parts)
 
 
 class Resumer:
@@ -116,7 +106,7 @@ class Resumer:
                 f"log of branch {step.branch} is not stored where it must be",
                 detail=f"Bytes from {cover.end:#x} are missing before {step.frontier:#x}.",
             )
-        return read_stored(self._archive, cover.extents)
+        return read_extents(self._archive.read_log, cover.extents)
 
     def _record_boundary(self, step: Step, ledger: Ledger, range_begin: int) -> int:
         """The end of the last complete record before the frontier, or the begin of a log file before it."""

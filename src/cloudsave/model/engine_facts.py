@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +10,18 @@ from pathlib import Path
 from cloudsave.model.identity import SourceIdentity
 from cloudsave.model.item import CorruptPage, Item, LateFile
 from cloudsave.model.position import Position
+
+
+@dataclass(frozen=True, slots=True)
+class LogAtHand:
+    """
+    A source whose own log files can be read. `read(begin, end)` gives the log of a branch from a position up
+    to an offset, less where files are missing; only log that the source has made durable may be asked for.
+    Raises: SourceUnreadable.
+    """
+
+    identity: SourceIdentity
+    read: Callable[[Position, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +36,12 @@ class BackupStart:
     clock_us: int
     """The source's clock after it had begun: no commit before `position` has a later instant."""
     notes: tuple[str, ...] = ()
+    block_position: Callable[[bytes], int] | None = None
+    """
+    Where the last logged change ends that a block has, by the block itself. None: blocks that are not wanted
+    cannot be left unread.
+    """
+    log_at_hand: LogAtHand | None = None
 
 
 @dataclass(frozen=True, slots=True)

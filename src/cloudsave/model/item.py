@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from cloudsave.model.changes import StorageKey
+
 
 class ItemKind(StrEnum):
     """Kinds of things in a data directory."""
@@ -37,11 +39,13 @@ class Item:
     """Size of a database page where the file consists of checked pages, else 0."""
     link_target: str = ""
     outside: bool = False
+    storage: StorageKey | None = None
+    """How the source's log names the file's blocks; None where it does not tell all of their changes."""
 
 
 class Piece(Protocol):
     """
-    A stretch of one file that can be read once, from any thread.
+    A stretch of one file that can be read once, in whole or in parts, from any thread.
 
     Pieces of one file do not overlap; together they are the file.
     """
@@ -61,12 +65,15 @@ class Piece(Protocol):
     def read_into(self, target: memoryview, *, offset: int) -> int:
         """
         Fill `target` (a multiple of 8192 bytes, but for the end of the piece) from `offset` bytes into the
-        piece.
+        piece, which ascend from call to call.
 
         Pages are checked on the way; a page that stays wrong is kept as it is and reported by the source
         when the backup finishes. Returns the bytes read; fewer than asked for only at the end of the file.
         Raises: SourceUnreadable.
         """
+
+    def close(self) -> None:
+        """Nothing more is read."""
 
 
 class ContentPiece:
@@ -83,6 +90,9 @@ class ContentPiece:
         part = self._content[offset : offset + len(target)]
         target[: len(part)] = part
         return len(part)
+
+    def close(self) -> None:
+        """See `Piece.close`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ stored segments. Pure; everything comes from segment names.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cloudsave.model.log import LogSegment
@@ -37,6 +37,15 @@ class Cover:
     branch: str
     end: int
     complete: bool
+
+
+def read_extents(read: Callable[[LogSegment], bytes], extents: Iterable[Extent]) -> bytes:
+    """The bytes of extents that touch; `read` gets those of a segment."""
+    parts: list[bytes] = []
+    for extent in extents:
+        begin = extent.segment.first
+        parts.append(read(extent.segment)[extent.first - begin : extent.last - begin])
+    return b"".join(parts)
 
 
 @dataclass(slots=True)

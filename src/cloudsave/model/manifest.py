@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from cloudsave.model.item import CorruptPage, ItemKind
 from cloudsave.model.position import Position
@@ -40,6 +41,36 @@ class BackupStatistics:
     blocks_zero: int = 0
     blocks_reused: int = 0
     seconds: float = 0.0
+
+
+class Rung(StrEnum):
+    """How a backup learned what had changed since its parent."""
+
+    UNKNOWN = "unknown"
+    """Written before this was recorded."""
+    FULL = "full"
+    """There is no parent."""
+    COMPARE = "compare"
+    """Everything was read, and each block compared with the parent's by its fingerprint."""
+    LOG = "log"
+    """Blocks that the captured log does not name were taken from the parent without being read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeDetection:
+    """How a backup learned what had changed."""
+
+    rung: Rung = Rung.UNKNOWN
+    reason: str = ""
+    """Why not by a better way."""
+    whole_files: tuple[str, ...] = ()
+    """With rung LOG, files that the log says may have changed as a whole: they were compared."""
+    bytes_unread: int = 0
+    """Blocks taken from the parent without being read."""
+    blocks_unlogged: int = 0
+    """Blocks that were read to prove the log right, and differ by what is never logged, such as hint bits."""
+    contradicted: bool = False
+    """A block had changed of which the log knew nothing: this backup was made anew by COMPARE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +110,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     corrupt_pages: tuple[CorruptPage, ...]
     statistics: BackupStatistics
+    detection: ChangeDetection = ChangeDetection()
     notes: tuple[str, ...] = ()
     """Facts that a reader should be told, such as a fallback that was taken."""
 

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
+
 from cloudsave.engines.api import Dialect
 from cloudsave.errors import IntegrityError, ObjectMissing
 from cloudsave.model.finding import Finding, Severity
@@ -35,7 +37,9 @@ from cloudsave.repository.container import (
 )
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.log_objects import log_object_name
-from cloudsave.repository.maps import MapObject, decode_map_object
+from cloudsave.repository.maps import ZERO_FRAME, MapObject, decode_map_object
+from cloudsave.repository.prints import StoredPrints
+from cloudsave.repository.priors import expand_segment
 from cloudsave.telemetry import NoProgress, Progress
 
 WORKERS = 4
@@ -95,6 +99,9 @@ class _Verification:
         self._sizes = {
             info.name[len(lineage.root) :]: info.size_bytes for info in lineage.store.list(lineage.root)
         }
+        packs = [name for name in self._sizes if name.startswith("packs/")]
+        self._pack_sizes = {name.removeprefix("packs/"): self._sizes[name] for name in packs}
+        self._stored = StoredPrints(lineage, self._pack_sizes)
         self._manifests: list[Manifest] = []
 
     def identity(self) -> Iterator[Finding]:
@@ -211,6 +218,8 @@ class _Verification:
                 damage.add("files have no map", entry.path)
             elif found.segments[entry.map_ordinal].file_bytes != entry.size_bytes:
                 damage.add("files differ in size from their map", entry.path)
+            elif self._request.read_all and self._strays(entry.path, found, entry.map_ordinal):
+                damage.add("maps name blocks of other files, or other blocks", entry.path)
         subject = f"backup {manifest.backup_id}"
         hint = "files in them cannot be restored from this backup; take a new full backup now"
         problems = list(damage.findings(subject, hint))
@@ -225,6 +234,16 @@ class _Verification:
                 f"{len(manifest.corrupt_pages)} pages were already damaged in the source",
                 "`cloudsave show` lists them",
             )
+
+    def _strays(self, path: str, found: MapObject, ordinal: int) -> bool:
+        """
+        Whether a map names a block that its pack knows as another one. It says nothing of the time at which
+        the block was like this: only a comparison with the source does (`backup --read-all`).
+        """
+        file = expand_segment(found.segments[ordinal], found.packs, self._pack_sizes)
+        held = np.flatnonzero(file.frame != ZERO_FRAME)
+        stored = self._stored.find(path, file.places, file.frame[held], file.offset[held])
+        return bool((stored.known & ~(stored.of_file & (stored.block == held))).any())
 
     # ---- log
 

@@ -27,28 +27,35 @@ from cloudsave.repository.priors import ParentMap, PriorFile
 
 MAP_OBJECT_BYTES = 1 << 20
 """Segment maps are collected until they have this size."""
+SKIP_BLOCKS_MIN = 8
+"""Unchanged blocks between changed ones are read along when they are fewer."""
+Blocks = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+_NOWHERE, _ZERO = -2, -1
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a run of blocks is stored; `frame` None: zeros, stored nowhere."""
+    """Where a run of blocks is newly stored."""
 
     block: int
     count: int
     pack: str
-    frame: FrameRef | None
+    frame: FrameRef
     frame_offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What is to become of a few consecutive blocks."""
+    """What is to become of some blocks that were read."""
 
-    keep: npt.NDArray[np.bool_]
-    slots: tuple[Slot, ...]
-    """Of blocks that need not be stored."""
-    zero_blocks: int
-    reused_blocks: int
+    keep: Flags
+    """Of each block, whether it is to be stored."""
+    zero: Blocks
+    reused: tuple[tuple[int, Blocks], ...]
+    """(number of the prior file, blocks that it holds)."""
+    missed: Flags
+    """Of each block, whether it differs from the parent's although it is known to be unchanged."""
     same_as_parent: bool
 
 
@@ -59,6 +66,10 @@ class FileState:
     item: Item
     priors: list[PriorFile]
     parent_map: ParentMap | None
+    unchanged: Flags | None = None
+    """Of the file's first blocks, which are known to be as the first prior file has them."""
+    skipped: Flags | None = None
+    """Of the file's first blocks, which are taken from the first prior file without being read."""
     pending: int = 0
     """Pieces not read plus runs of blocks not sealed yet."""
     closed: bool = False
@@ -69,55 +80,87 @@ class FileState:
     """
     size_bytes: int = 0
     slots: list[Slot] = field(default_factory=list)
-    prints: list[tuple[int, Fingerprints]] = field(default_factory=list)
+    zero: list[Blocks] = field(default_factory=list)
+    reused: list[tuple[int, Blocks]] = field(default_factory=list)
     same_as_parent: bool = True
 
-    def match(self, block: int, prints: Fingerprints, zero: npt.NDArray[np.bool_]) -> Placement:
-        """Which of the blocks from `block` on are new. Reads no guarded field."""
-        keep, slots, reused, same = ~zero, [], 0, False
-        for number, prior in enumerate(self.priors):
-            count = max(0, min(len(prints), prior.blocks - block))
-            span = slice(block, block + count)
-            equal = np.zeros(len(prints), bool)
-            equal[:count] = prior.known[span] & (prior.fingerprints[span] == prints[:count])
-            if number == 0 and self.parent_map is not None:
-                same = bool(equal.all())
-            found = equal & keep & ~zero
-            keep = keep & ~found
-            reused += int(found.sum())
-            slots += _prior_slots(prior, block, np.flatnonzero(found))
-        empty = np.flatnonzero(zero)
-        for run in _runs(empty):
-            slots.append(Slot(block + int(run[0]), len(run), "", None, 0))
-        return Placement(keep, tuple(slots), len(empty), reused, same)
+    @classmethod
+    def of_unchanged(cls, item: Item, named: ParentMap) -> FileState:
+        """A file that is as the parent has it, of which nothing is read."""
+        whole = np.ones(block_count(item.size_bytes), bool)
+        return cls(item, [], named, whole, whole, size_bytes=item.size_bytes)
 
-    def note(self, block: int, end_bytes: int, prints: Fingerprints, placement: Placement) -> None:
+    def skip(self, unchanged: Flags, proved: Flags) -> None:
+        """Before the first piece: take `unchanged` blocks unread, but for those that are to be proved."""
+        self.unchanged, self.skipped = unchanged, skippable(unchanged & ~proved)
+        blocks = np.flatnonzero(self.skipped)
+        if len(blocks):
+            self.size_bytes = (int(blocks[-1]) + 1) * BLOCK_BYTES
+            self.reused.append((0, blocks))
+
+    def wanted(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The parts [begin, end) of a piece that are to be read, in bytes of the piece."""
+        if self.skipped is None:
+            return [(0, length)] if length else []
+        first, count = offset // BLOCK_BYTES, block_count(length)
+        skipped = np.zeros(count, bool)
+        known = self.skipped[first : first + count]
+        skipped[: len(known)] = known
+        runs = runs_of(np.flatnonzero(~skipped))
+        return [(begin * BLOCK_BYTES, min(end * BLOCK_BYTES, length)) for begin, end in runs]
+
+    def match(self, blocks: Blocks, prints: Fingerprints, zero: Flags) -> Placement:
+        """Which of some blocks, ascending, are new. Reads no guarded field."""
+        keep, reused, same = ~zero, [], False
+        missed = np.zeros(len(blocks), bool)
+        for number, prior in enumerate(self.priors):
+            inside = int(np.searchsorted(blocks, prior.blocks))
+            within = blocks[:inside]
+            equal = np.zeros(len(blocks), bool)
+            compared = prior.known[within] & prior.printed[within]
+            equal[:inside] = compared & (prior.fingerprints[within] == prints[:inside])
+            if number == 0:
+                same = bool(equal.all())
+                missed[:inside] = compared
+                missed &= self._known_unchanged(blocks) & ~equal
+            found = equal & keep
+            keep = keep & ~found
+            if found.any():
+                reused.append((number, blocks[found]))
+        return Placement(keep, blocks[zero], tuple(reused), missed, same)
+
+    def _known_unchanged(self, blocks: Blocks) -> Flags:
+        known = np.zeros(len(blocks), bool)
+        if self.unchanged is not None:
+            inside = int(np.searchsorted(blocks, len(self.unchanged)))
+            known[:inside] = self.unchanged[blocks[:inside]]
+        return known
+
+    def note(self, end_bytes: int, placement: Placement) -> None:
         """With the lock held: take in what `match` found."""
         self.size_bytes = max(self.size_bytes, end_bytes)
-        self.prints.append((block, prints))
-        self.slots += placement.slots
+        self.zero.append(placement.zero)
+        self.reused += placement.reused
         self.same_as_parent = self.same_as_parent and placement.same_as_parent
 
 
-def _runs(places: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
-    """Runs of consecutive numbers."""
+def skippable(wanted: Flags) -> Flags:
+    """`wanted` without runs so short that reading them along is cheaper than a further read."""
+    kept = wanted.copy()
+    for begin, end in runs_of(np.flatnonzero(wanted)):
+        if end - begin < SKIP_BLOCKS_MIN:
+            kept[begin:end] = False
+    return kept
+
+
+def runs_of(places: Blocks) -> list[tuple[int, int]]:
+    """Runs [begin, end) of consecutive ascending numbers."""
     if not len(places):
         return []
-    return np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
-
-
-def _prior_slots(prior: PriorFile, block: int, found: npt.NDArray[np.intp]) -> list[Slot]:
-    """Places of the blocks `block + found` as runs that are consecutive in file and frame."""
-    slots: list[Slot] = []
-    for run in _runs(found):
-        blocks = block + run
-        frame, offset = prior.frame[blocks], prior.offset[blocks].astype(np.int64)
-        breaks = np.flatnonzero((np.diff(frame) != 0) | (np.diff(offset) != BLOCK_BYTES)) + 1
-        for part in np.split(np.arange(len(run)), breaks):
-            first = int(part[0])
-            pack, reference = prior.places[int(frame[first])]
-            slots.append(Slot(int(blocks[first]), len(part), pack, reference, int(offset[first])))
-    return slots
+    breaks = np.flatnonzero(np.diff(places) != 1)
+    begins = places[np.concatenate(([0], breaks + 1))]
+    ends = places[np.concatenate((breaks, [len(places) - 1]))] + 1
+    return list(zip(begins.tolist(), ends.tolist(), strict=True))
 
 
 class MapWriter:
@@ -158,40 +201,15 @@ class MapWriter:
 
     def _segment(self, state: FileState) -> SegmentMap:
         blocks = block_count(state.size_bytes)
-        prints = np.zeros(blocks, np.uint64)
-        for block, part in state.prints:
-            prints[block : block + len(part)] = part[: blocks - block]
-        frames: dict[tuple[str, int], int] = {}
-        frame_rows: list[tuple[int, int, int, int, int]] = []
-        runs: list[tuple[int, int, int, int]] = []
-        expected = 0
-        for slot in sorted(state.slots, key=lambda slot: slot.block):
-            if slot.block > expected and state.shrank:
-                runs.append((expected, slot.block - expected, ZERO_FRAME, 0))
-                expected = slot.block
-            if slot.block != expected:
-                raise IntegrityError(
-                    f"blocks of {state.item.path!r} were lost or doubled on the way",
-                    detail=f"Block {expected} has no place, or block {slot.block} has two.",
-                )
-            expected += slot.count
-            if slot.frame is None:
-                runs.append((slot.block, slot.count, ZERO_FRAME, 0))
-                continue
-            key = (slot.pack, slot.frame.number)
-            if key not in frames:
-                frames[key] = len(frames)
-                pack = self._packs.setdefault(slot.pack, len(self._packs))
-                reference = slot.frame
-                frame_rows.append(
-                    (pack, reference.number, reference.offset, reference.sealed_bytes, reference.plain_bytes)
-                )
-            runs.append((slot.block, slot.count, frames[key], slot.frame_offset))
-        if expected != blocks:
-            raise IntegrityError(f"blocks of {state.item.path!r} were lost on the way")
-        return SegmentMap(
-            state.size_bytes, np.array(frame_rows, FRAME_TYPE), np.array(runs, RUN_TYPE), prints
-        )
+        layout = _Layout(state, blocks)
+        used, runs = layout.runs()
+        frame_rows = []
+        for pack_name, reference in (layout.places[number] for number in used.tolist()):
+            pack = self._packs.setdefault(pack_name, len(self._packs))
+            frame_rows.append(
+                (pack, reference.number, reference.offset, reference.sealed_bytes, reference.plain_bytes)
+            )
+        return SegmentMap(state.size_bytes, np.array(frame_rows, FRAME_TYPE), runs)
 
     def flush(self) -> None:
         """Put the collected segment maps as one map object."""
@@ -214,3 +232,74 @@ class MapWriter:
         packs = sorted({pack for names in self._packs_of_map.values() for pack in names})
         files = sorted(self._entries, key=lambda entry: (entry.outside, entry.path))
         return replace(draft, files=tuple(files), maps=tuple(self._maps), packs=tuple(packs))
+
+
+class _Layout:
+    """Where each block of a finished file is: its frame, as an index into `places`, and its offset there."""
+
+    def __init__(self, state: FileState, blocks: int) -> None:
+        self.places: list[tuple[str, FrameRef]] = []
+        self._frame = np.full(blocks, _NOWHERE, np.int64)
+        self._offset = np.zeros(blocks, np.int64)
+        self._placed = 0
+        firsts = []
+        for prior in state.priors:
+            firsts.append(len(self.places))
+            self.places += prior.places
+        for number, reused in state.reused:
+            prior = state.priors[number]
+            frame = prior.frame[reused].astype(np.int64)
+            zero = frame == ZERO_FRAME
+            self._place(reused, np.where(zero, _ZERO, frame + firsts[number]), prior.offset[reused])
+        for zeros in state.zero:
+            self._place(zeros, _ZERO, 0)
+        self._place_slots(state.slots)
+        self._see_that_all_are_placed(state)
+
+    def _place(
+        self, blocks: Blocks, frame: Blocks | int, offset: Blocks | npt.NDArray[np.uint32] | int
+    ) -> None:
+        self._frame[blocks] = frame
+        self._offset[blocks] = offset
+        self._placed += len(blocks)
+
+    def _place_slots(self, slots: list[Slot]) -> None:
+        numbers: dict[tuple[str, int], int] = {}
+        for slot in slots:
+            key = (slot.pack, slot.frame.number)
+            if key not in numbers:
+                numbers[key] = len(self.places)
+                self.places.append((slot.pack, slot.frame))
+            within = np.arange(slot.count) * BLOCK_BYTES
+            self._place(slot.block + np.arange(slot.count), numbers[key], slot.frame_offset + within)
+
+    def _see_that_all_are_placed(self, state: FileState) -> None:
+        nowhere = self._frame == _NOWHERE
+        if state.shrank:
+            self._frame[nowhere] = _ZERO
+            self._placed += int(nowhere.sum())
+        elif nowhere.any():
+            raise IntegrityError(
+                f"blocks of {state.item.path!r} were lost on the way",
+                detail=f"Block {int(np.flatnonzero(nowhere)[0])} has no place.",
+            )
+        if self._placed != len(self._frame):
+            raise IntegrityError(
+                f"blocks of {state.item.path!r} were doubled on the way",
+                detail=f"There are {self._placed} places for {len(self._frame)} blocks.",
+            )
+
+    def runs(self) -> tuple[Blocks, npt.NDArray[np.void]]:
+        """The frames in use (indexes into `places`), and the runs of the segment map, which count in them."""
+        frame, offset = self._frame, self._offset
+        held = frame != _ZERO
+        used, index = np.unique(frame[held], return_inverse=True)
+        numbered = np.full(len(frame), ZERO_FRAME, np.int64)
+        numbered[held] = index
+        breaks = np.ones(len(frame), bool)
+        breaks[1:] = (np.diff(frame) != 0) | (held[1:] & (np.diff(offset) != BLOCK_BYTES))
+        firsts = np.flatnonzero(breaks)
+        runs = np.empty(len(firsts), RUN_TYPE)
+        runs["block"], runs["frame"], runs["offset"] = firsts, numbered[firsts], offset[firsts]
+        runs["count"] = np.diff(np.append(firsts, len(frame)))
+        return used, runs

@@ -14,7 +14,7 @@ from typing import Any
 
 from cloudsave.errors import FormatUnsupported, IntegrityError
 from cloudsave.model.item import CorruptPage, ItemKind
-from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
+from cloudsave.model.manifest import BackupStatistics, ChangeDetection, FileEntry, Manifest, Rung
 from cloudsave.model.position import Position
 
 MANIFEST_FORMAT = 1
@@ -33,6 +33,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     fields["files"] = [[getattr(entry, name) for name in FILE_COLUMNS] for entry in manifest.files]
     fields["corrupt_pages"] = [[page.path, page.block, page.reason] for page in manifest.corrupt_pages]
     fields["statistics"] = dataclasses.asdict(manifest.statistics)
+    fields["detection"] = dataclasses.asdict(manifest.detection)
     return json.dumps(
         {"format": MANIFEST_FORMAT, "file_columns": FILE_COLUMNS, **fields},
         sort_keys=True,
@@ -57,6 +58,7 @@ def decode_manifest(content: bytes, what: str) -> Manifest:
         fields["files"] = tuple(files)
         fields["corrupt_pages"] = tuple(CorruptPage(*row) for row in fields["corrupt_pages"])
         fields["statistics"] = BackupStatistics(**fields["statistics"])
+        fields["detection"] = _decode_detection(fields.get("detection", {}))
         for name in ("start", "stop"):
             fields[name] = Position(*fields[name])
         for name in ("packs", "maps", "notes"):
@@ -64,3 +66,11 @@ def decode_manifest(content: bytes, what: str) -> Manifest:
         return Manifest(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{what} cannot be read", detail=f"It is malformed: {error}.") from error
+
+
+def _decode_detection(fields: dict[str, Any]) -> ChangeDetection:
+    """Absent in manifests of the first releases."""
+    if not fields:
+        return ChangeDetection()
+    whole_files = tuple(fields.pop("whole_files"))
+    return ChangeDetection(rung=Rung(fields.pop("rung")), whole_files=whole_files, **fields)

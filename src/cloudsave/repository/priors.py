@@ -26,6 +26,8 @@ from cloudsave.repository.maps import (
     decode_map_object,
 )
 from cloudsave.repository.packs import Stretch, read_trailer
+from cloudsave.repository.prints import StoredPrints
+from cloudsave.repository.reader import read_frame
 
 MAPS_CACHED_MAX = 8
 """Limit: decoded map objects kept at once."""
@@ -42,10 +44,12 @@ ever.
 class PriorFile:
     """
     Stored blocks of one file. Arrays have one element per block; `frame` indexes `places`, ZERO_FRAME means
-    a block of zeros; blocks that are not stored have `known` false.
+    a block of zeros; blocks that are not stored have `known` false, and those whose fingerprint was not
+    looked up have `printed` false.
     """
 
     fingerprints: Fingerprints
+    printed: npt.NDArray[np.bool_]
     known: npt.NDArray[np.bool_]
     frame: npt.NDArray[np.uint32]
     offset: npt.NDArray[np.uint32]
@@ -79,7 +83,11 @@ def expand_segment(segment: SegmentMap, packs: tuple[str, ...], usable: Mapping[
         (packs[pack], FrameRef(number, frame_offset, sealed, plain))
         for pack, number, frame_offset, sealed, plain in frames.tolist()
     )
-    return PriorFile(segment.fingerprints, known, frame, offset.astype(np.uint32), places)
+    if segment.fingerprints is None:
+        prints, printed = np.zeros(len(frame), np.uint64), np.zeros(len(frame), bool)
+    else:
+        prints, printed = segment.fingerprints.copy(), np.ones(len(frame), bool)
+    return PriorFile(prints, printed, known, frame, offset.astype(np.uint32), places)
 
 
 @dataclass(slots=True)
@@ -98,7 +106,7 @@ class _Adopted:
             known[span] = True
             frame[span] = places.setdefault((pack, reference), len(places))
             offset[span] = stretch.frame_offset + np.arange(stretch.count, dtype=np.uint32) * BLOCK_BYTES
-        return PriorFile(fingerprints, known, frame, offset, tuple(places))
+        return PriorFile(fingerprints, known, known, frame, offset, tuple(places))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,27 @@ class ParentMap:
     file_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is stored of one file."""
+
+    files: list[PriorFile]
+    named: ParentMap | None
+    """The parent's map, where it may be named again."""
+    parent_bytes: int
+    """The file's size in the parent, whose blocks are the first of `files`; 0: the parent has none."""
+
+
+def read_block(lineage: Lineage, prior: PriorFile, block: int) -> bytes:
+    """A block as it is stored. Raises: ObjectMissing, IntegrityError."""
+    number = int(prior.frame[block])
+    if number == ZERO_FRAME:
+        return bytes(BLOCK_BYTES)
+    pack, frame = prior.places[number]
+    offset = int(prior.offset[block])
+    return read_frame(lineage, pack, frame)[offset : offset + BLOCK_BYTES]
+
+
 class Priors:
     """Finds stored blocks by path. Used by one thread."""
 
@@ -121,8 +150,13 @@ class Priors:
         parent: Manifest | None,
         usable_packs: Mapping[str, int],
         condemned: Collection[str] = (),
+        *,
+        zero_print: int = 0,
     ) -> None:
+        """`zero_print`: the fingerprint of a block of zeros."""
         self._lineage = lineage
+        self._prints = StoredPrints(lineage, usable_packs)
+        self._zero_print = zero_print
         self._parent = parent
         self._usable = usable_packs
         self._condemned = condemned
@@ -130,24 +164,44 @@ class Priors:
         self._maps: OrderedDict[int, MapObject] = OrderedDict()
         self._adopted: dict[str, _Adopted] = {}
 
-    def find(self, path: str) -> tuple[list[PriorFile], ParentMap | None]:
+    def find(self, path: str) -> Found:
         """
         What is stored of the file at `path`: of the parent, then of unfinished backups.
 
         The parent's map is returned only where its whole object may be named again: neither it nor any
         pack that it refers to, be it for another file, is missing or about to be deleted.
         """
-        found, named = [], None
+        found, named, parent_bytes = [], None, 0
         entry = self._entries.get(path)
         if entry is not None and entry.map_index >= 0:
             parent_map = self._map(entry.map_index)
             segment = parent_map.segments[entry.map_ordinal]
             if len(segment.frames) <= FRAMES_PER_SEGMENT_MAX:
                 found.append(expand_segment(segment, parent_map.packs, self._usable))
+                parent_bytes = segment.file_bytes
             named = self._may_name(entry, parent_map) if found else None
         if path in self._adopted:
             found.append(self._adopted[path].expand())
-        return found, named
+        return Found(found, named, parent_bytes)
+
+    def named(self, path: str) -> ParentMap | None:
+        """As `find` returns it, without looking at the blocks: thousands of small files never change."""
+        entry = self._entries.get(path)
+        if entry is None or entry.map_index < 0:
+            return None
+        parent_map = self._map(entry.map_index)
+        scattered = len(parent_map.segments[entry.map_ordinal].frames) > FRAMES_PER_SEGMENT_MAX
+        return None if scattered else self._may_name(entry, parent_map)
+
+    def look_up(self, path: str, prior: PriorFile, wanted: npt.NDArray[np.bool_]) -> None:
+        """Find the fingerprints of the `wanted` blocks (one flag for each block) that are not known yet."""
+        blocks = np.flatnonzero(wanted & ~prior.printed & prior.known)
+        zero = prior.frame[blocks] == ZERO_FRAME
+        prior.fingerprints[blocks[zero]], prior.printed[blocks[zero]] = self._zero_print, True
+        held = blocks[~zero]
+        found = self._prints.find(path, prior.places, prior.frame[held], prior.offset[held])
+        prior.fingerprints[held] = found.prints
+        prior.printed[held] = found.known & found.of_file & (found.block == held)
 
     def _may_name(self, entry: FileEntry, parent_map: MapObject) -> ParentMap | None:
         assert self._parent is not None

@@ -22,6 +22,7 @@ from cloudsave.repository.container import (
     FRAME_HEADER,
     HEADER_BYTES,
     ContainerReader,
+    FrameRef,
     Kind,
     scratch_of_thread,
 )
@@ -68,6 +69,21 @@ def _ignore_pack(pack: str) -> None:
 
 def _ignore_count(count: int) -> None:
     """Nobody watches `count` bytes pass."""
+
+
+def open_pack(lineage: Lineage, name: str) -> ContainerReader:
+    """A reader of a pack's frames, by its full name."""
+    header = lineage.store.get_range(name, offset=0, length=HEADER_BYTES)
+    return ContainerReader(lineage.keys, name, Kind.PACK, header)
+
+
+def read_frame(lineage: Lineage, pack: str, frame: FrameRef) -> bytes:
+    """The plain bytes of one frame. Raises: ObjectMissing, IntegrityError."""
+    name = f"{lineage.root}packs/{pack}"
+    length = FRAME_HEADER.size + frame.sealed_bytes
+    content = lineage.store.get_range(name, offset=frame.offset, length=length)
+    plain, _ = open_pack(lineage, name).open(content, number=frame.number)
+    return plain
 
 
 class BackupReader:
@@ -124,22 +140,15 @@ class BackupReader:
             if frame == ZERO_FRAME:
                 continue
             pack, number, offset, sealed, _ = segment.frames[frame].tolist()
-            plain = self._read_frame(found.packs[pack], number, offset, sealed)
+            plain = read_frame(self._lineage, found.packs[pack], FrameRef(number, offset, sealed, 0))
             data = plain[within : within + count * BLOCK_BYTES]
             begin = block * BLOCK_BYTES
             content[begin : min(begin + len(data), entry.size_bytes)] = data[: entry.size_bytes - begin]
         return bytes(content)
 
-    def _read_frame(self, pack: str, number: int, offset: int, sealed: int) -> bytes:
-        name = f"{self._lineage.root}packs/{pack}"
-        content = self._lineage.store.get_range(name, offset=offset, length=FRAME_HEADER.size + sealed)
-        plain, _ = self.open_pack(name).open(content, number=number)
-        return plain
-
     def open_pack(self, name: str) -> ContainerReader:
         """A reader of a pack's frames, by its full name."""
-        header = self._lineage.store.get_range(name, offset=0, length=HEADER_BYTES)
-        return ContainerReader(self._lineage.keys, name, Kind.PACK, header)
+        return open_pack(self._lineage, name)
 
     def pack_name(self, number: int) -> str:
         """Full object name of a pack of the manifest."""

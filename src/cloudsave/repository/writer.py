@@ -19,8 +19,10 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists
 from cloudsave.kernels.pages import FingerprintKey, fingerprints
@@ -28,11 +30,12 @@ from cloudsave.model.item import ContentPiece, Item, Piece
 from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
 from cloudsave.repository.container import Arena, FrameRef
 from cloudsave.repository.crypto import ZSTD_LEVEL
-from cloudsave.repository.file_maps import FileState, MapWriter, Slot
+from cloudsave.repository.file_maps import Blocks, FileState, MapWriter, Slot, runs_of
 from cloudsave.repository.lineage import Lineage
-from cloudsave.repository.maps import BLOCK_BYTES, Fingerprints
+from cloudsave.repository.maps import BLOCK_BYTES, Fingerprints, block_count
 from cloudsave.repository.packs import PACK_BYTES_TARGET, PackBuilder, Stretch
-from cloudsave.repository.priors import Priors
+from cloudsave.repository.priors import ParentMap, Priors, read_block
+from cloudsave.repository.trust import Trust
 
 FRAME_BYTES = 1 << 20
 QUEUE_PIECES_PER_WORKER = 2
@@ -68,6 +71,26 @@ class _Counts:
     blocks_stored: int = 0
     blocks_zero: int = 0
     blocks_reused: int = 0
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Blocks of one piece that were read one behind the other into a frame."""
+
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    """[first, end), ascending."""
+    blocks: int = 0
+    bytes: int = 0
+    end_bytes: int = 0
+
+    def add(self, offset: int, got: int) -> None:
+        """`got` bytes were read from `offset` of the file; less than whole blocks only at its end."""
+        if got:
+            first, count = offset // BLOCK_BYTES, block_count(got)
+            self.spans.append((first, first + count))
+            self.blocks += count
+            self.bytes += got
+            self.end_bytes = offset + got
 
 
 @dataclass(slots=True)
@@ -114,6 +137,9 @@ class BackupWriter:
         self._generation = 0
         self._counts = _Counts()
         self._current: FileState | None = None
+        self._trust: Trust | None = None
+        self.bytes_unread = 0
+        """Blocks taken from the parent without being read, so far."""
         self._stopping = False
 
     # ---- life cycle
@@ -138,7 +164,9 @@ class BackupWriter:
         prefix = self._lineage.root + "packs/"
         sizes = {info.name[len(prefix) :]: info.size_bytes for info in self._lineage.store.list(prefix)}
         usable = {name: size for name, size in sizes.items() if f"packs/{name}" not in condemned}
-        self._priors = Priors(self._lineage, self._parent, usable, condemned)
+        zero_print = np.empty(1, np.uint64)
+        fingerprints(bytes(BLOCK_BYTES), page_bytes=BLOCK_BYTES, key=self._key, out=zero_print)
+        self._priors = Priors(self._lineage, self._parent, usable, condemned, zero_print=int(zero_print[0]))
         self._maps = MapWriter(self._lineage, generation=self._generation)
         wanted = {f"{generation:08x}" for generation in unfinished}
         adopted = self._priors.adopt(
@@ -150,12 +178,23 @@ class BackupWriter:
             self._threads.append(thread)
         return adopted
 
+    @property
+    def generation(self) -> int:
+        """Which writer of the lineage this is, once open; later ones have greater numbers."""
+        return self._generation
+
+    def trust(self, trust: Trust) -> None:
+        """Before the first piece: what is known of the source's blocks."""
+        self._trust = trust
+
     def store(self, piece: Piece) -> None:
         """Take a piece; all pieces of a file come one after the other. Blocks while the queue is full."""
         state = self._current
         if state is None or state.item.path != piece.item.path:
             self._close_current()
             state = self._current = self._new_state(piece.item)
+        if self._skip(state, piece):
+            return
         with self._lock:
             state.pending += 1
         with self._read:
@@ -259,7 +298,42 @@ class BackupWriter:
         return generations
 
     def _new_state(self, item: Item) -> FileState:
-        return FileState(item, *self._priors.find(item.path))
+        named = self._priors.named(item.path) if self._trust else None
+        if named is not None and self._is_unchanged(item, named):
+            return FileState.of_unchanged(item, named)
+        found = self._priors.find(item.path)
+        state = FileState(item, found.files, found.named)
+        blocks = min(found.parent_bytes, item.size_bytes) // BLOCK_BYTES
+        unchanged = self._trust.unchanged(item, blocks) if self._trust and blocks else None
+        if self._trust and unchanged is not None:
+            state.skip(unchanged & found.files[0].known[:blocks], self._trust.proved(item, blocks))
+        if found.parent_bytes:
+            wanted = np.ones(found.files[0].blocks, bool)
+            if state.skipped is not None:
+                wanted[:blocks] = ~state.skipped
+            self._priors.look_up(item.path, found.files[0], wanted)
+        return state
+
+    def _is_unchanged(self, item: Item, named: ParentMap) -> bool:
+        """Whether a whole file is known to be as the parent has it, and nothing of it is to be proved."""
+        blocks = item.size_bytes // BLOCK_BYTES
+        if self._trust is None or named.file_bytes != item.size_bytes or item.size_bytes % BLOCK_BYTES:
+            return False
+        unchanged = self._trust.unchanged(item, blocks)
+        return unchanged is not None and bool((unchanged & ~self._trust.proved(item, blocks)).all())
+
+    def _skip(self, state: FileState, piece: Piece) -> bool:
+        """Count the blocks of a piece that are not read; whether there are no others."""
+        wanted = state.wanted(piece.offset, piece.length)
+        skipped = piece.length - sum(end - begin for begin, end in wanted)
+        if skipped:
+            blocks = skipped // BLOCK_BYTES
+            self.bytes_unread += skipped
+            with self._lock:
+                self._counts.blocks_total += blocks
+                self._counts.blocks_reused += blocks
+            self._advance(skipped)
+        return bool(skipped) and not wanted
 
     def _close_current(self) -> None:
         state, self._current = self._current, None
@@ -308,77 +382,82 @@ class BackupWriter:
             self._stopping = True
 
     def _take(self, worker: _Worker, task: _Task) -> None:
-        piece, done, short = task.piece, 0, False
-        while done < piece.length and not self._stopping:
-            want = min(worker.room, piece.length - done)
-            begin = worker.blocks_used * BLOCK_BYTES
-            got = piece.read_into(worker.buffer[begin : begin + want], offset=done)
-            if got:
-                self._gather(worker, task.state, piece.offset + done, got)
-                self._advance(got)
-            done += got
-            if worker.room == 0:
-                self._seal(worker)
-            if got < want:
-                short = True
-                break
+        piece, state, reading, short = task.piece, task.state, _Reading(), False
+        for done, end in state.wanted(piece.offset, piece.length):
+            begin = done
+            while begin < end and not short and not self._stopping:
+                at = (worker.blocks_used + reading.blocks) * BLOCK_BYTES
+                want = min(FRAME_BYTES - at, end - begin)
+                got = piece.read_into(worker.buffer[at : at + want], offset=begin)
+                reading.add(piece.offset + begin, got)
+                begin, short = begin + got, got < want
+                if worker.room == reading.blocks * BLOCK_BYTES:
+                    self._gather(worker, state, reading)
+                    reading = _Reading()
+                    if worker.room == 0:
+                        self._seal(worker)
+        self._gather(worker, state, reading)
+        piece.close()
         if self._stopping:
             return
         with self._lock:
-            task.state.pending -= 1
-            task.state.shrank = task.state.shrank or short
-            self._finish_if_complete(task.state)
+            state.pending -= 1
+            state.shrank = state.shrank or short
+            self._finish_if_complete(state)
 
-    def _gather(self, worker: _Worker, state: FileState, offset: int, got: int) -> None:
-        """
-        `got` bytes of `state` from `offset` stand in the buffer behind what is gathered: keep what is new.
-        """
-        begin, count = worker.blocks_used * BLOCK_BYTES, -(-got // BLOCK_BYTES)
-        worker.buffer[begin + got : begin + count * BLOCK_BYTES] = bytes(count * BLOCK_BYTES - got)
+    def _gather(self, worker: _Worker, state: FileState, reading: _Reading) -> None:
+        """What was read of `state` stands in the buffer behind what is gathered: keep what is new."""
+        count = reading.blocks
+        if not count:
+            return
+        begin = worker.blocks_used * BLOCK_BYTES
         pages = worker.buffer[begin : begin + count * BLOCK_BYTES]
+        short = -reading.bytes % BLOCK_BYTES
+        if short:
+            pages[len(pages) - short :] = bytes(short)
+        blocks = np.concatenate([np.arange(first, end) for first, end in reading.spans])
         prints = np.empty(count, np.uint64)
         zero = fingerprints(pages, page_bytes=BLOCK_BYTES, key=self._key, out=prints).astype(bool)
-        block = offset // BLOCK_BYTES
-        placement = state.match(block, prints, zero)
+        placement = state.match(blocks, prints, zero)
+        self._see_missed(state, blocks, pages, placement.missed)
         keep = placement.keep
         kept = int(keep.sum())
         if 0 < kept < count:
             rows = np.frombuffer(pages, np.uint8).reshape(count, BLOCK_BYTES)
             rows[:kept] = rows[keep]
-        stretches = self._stretches(state.item.path, block, prints, keep, worker.blocks_used)
+        stretches = self._stretches(state.item.path, blocks[keep], prints[keep], worker.blocks_used)
         worker.gathered += [(state, stretch) for stretch in stretches]
         worker.blocks_used += kept
         with self._lock:
-            state.note(block, offset + got, prints, placement)
+            state.note(reading.end_bytes, placement)
             state.pending += len(stretches)
             counts = self._counts
-            counts.bytes_read += got
+            counts.bytes_read += reading.bytes
             counts.blocks_total += count
             counts.blocks_stored += kept
-            counts.blocks_zero += placement.zero_blocks
-            counts.blocks_reused += placement.reused_blocks
+            counts.blocks_zero += len(placement.zero)
+            counts.blocks_reused += count - kept - len(placement.zero)
+        self._advance(reading.bytes)
+
+    def _see_missed(
+        self, state: FileState, blocks: Blocks, pages: memoryview, missed: npt.NDArray[np.bool_]
+    ) -> None:
+        for place in np.flatnonzero(missed).tolist():
+            assert self._trust is not None  # Without it nothing counts as unchanged.
+            block = int(blocks[place])
+            found = bytes(pages[place * BLOCK_BYTES : (place + 1) * BLOCK_BYTES])
+            stored = partial(read_block, self._lineage, state.priors[0], block)
+            self._trust.differs(state.item, block, found, stored)
 
     @staticmethod
-    def _stretches(
-        path: str,
-        block: int,
-        prints: Fingerprints,
-        keep: np.ndarray[tuple[int], np.dtype[np.bool_]],
-        used: int,
-    ) -> list[Stretch]:
-        """Runs of kept blocks, with their places in the frame."""
-        places = np.flatnonzero(keep)
-        if not len(places):
-            return []
-        if len(places) == len(keep):
-            return [Stretch(path, block, len(keep), used * BLOCK_BYTES, prints)]
-        stretches = []
-        for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
-            first, count = int(run[0]), len(run)
-            stretches.append(
-                Stretch(path, block + first, count, used * BLOCK_BYTES, prints[first : first + count])
-            )
-            used += count
+    def _stretches(path: str, blocks: Blocks, prints: Fingerprints, used: int) -> list[Stretch]:
+        """Runs of the blocks that are kept, which stand in the frame from its `used`th block on."""
+        stretches, done = [], 0
+        for begin, end in runs_of(blocks):
+            count = end - begin
+            place = (used + done) * BLOCK_BYTES
+            stretches.append(Stretch(path, begin, count, place, prints[done : done + count]))
+            done += count
         return stretches
 
     def _seal(self, worker: _Worker) -> None:

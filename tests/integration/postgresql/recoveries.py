@@ -15,6 +15,7 @@ import psycopg
 from cloudsave.backup.plan import BackupRequest, plan_backup
 from cloudsave.backup.run import BackupContext, run_backup
 from cloudsave.clock import SYSTEM_CLOCK
+from cloudsave.engines.api import BackupSource
 from cloudsave.engines.postgresql.dialect import PostgresDialect
 from cloudsave.engines.postgresql.engine import PostgresEngine
 from cloudsave.engines.postgresql.log import parse_lsn
@@ -84,10 +85,10 @@ class Protected:
         flushed = parse_lsn(server.psql("SELECT pg_current_wal_flush_lsn()"))
         capture.await_durable(Position(f"{server.timeline():08X}", flushed), timeout_seconds=DURABLE_SECONDS)
 
-    def back_up(self, *, mode: str = "remote") -> Manifest:
+    def back_up(self, *, mode: str = "remote", prove_all: bool = False) -> Manifest:
         """Take a base backup while capture runs."""
         identity = self.engine.identify()
-        request = BackupRequest("db", mode=mode, fast_checkpoint=True, workers=2)
+        request = BackupRequest("db", mode=mode, fast_checkpoint=True, workers=2, prove_all=prove_all)
         plan = plan_backup(request, identity, self.lineage.backup_ids())
         cover = BackupLogCover(
             lambda: True,
@@ -96,8 +97,13 @@ class Protected:
             DIALECT,
             clock=SYSTEM_CLOCK,
         )
-        source = self.engine.backup_source(mode=mode, fast=True, label="test")
-        return run_backup(plan, BackupContext(self.lineage, source, cover, SYSTEM_CLOCK, NoProgress()))
+
+        def open_source() -> BackupSource:
+            return self.engine.backup_source(mode=mode, fast=True, label="test")
+
+        return run_backup(
+            plan, BackupContext(self.lineage, open_source, cover, DIALECT, SYSTEM_CLOCK, NoProgress())
+        )
 
     def plan(self, target: Target) -> RecoveryPlan:
         """Plan a recovery from what is stored."""

@@ -158,7 +158,9 @@ def test_a_commit_between_the_order_of_a_backup_and_its_begin_is_not_before_it(c
             clock=SYSTEM_CLOCK,
         )
         plan = plan_backup(BackupRequest("db", workers=1), protected.engine.identify(), ())
-        run_backup(plan, BackupContext(protected.lineage, source, cover, SYSTEM_CLOCK, NoProgress()))
+        run_backup(
+            plan, BackupContext(protected.lineage, lambda: source, cover, DIALECT, SYSTEM_CLOCK, NoProgress())
+        )
         protected.catch_up(capture)
     with pytest.raises(TargetUnreachable, match="not reachable"):
         protected.plan(Target(TargetKind.TIME, time=moments[0]))

@@ -99,7 +99,7 @@ def test_the_cover_of_a_backup_refuses_what_another_capture_lost(world: World) -
     cover.begin()
     world.lose(2000, 4000)
     with pytest.raises(BackupLogLost):
-        cover.wait_until_durable(START, STOP)
+        cover.wait_until_durable(START, STOP, None)
     assert world.waited_seconds == 0
     cover.close()
 

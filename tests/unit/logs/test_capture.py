@@ -19,11 +19,10 @@ from cloudsave.errors import (
     StoreUnavailable,
 )
 from cloudsave.logs.capture import run_capture
-from cloudsave.logs.resume import read_stored
 from cloudsave.logs.status import CaptureOptions, CaptureState, CaptureStatus
 from cloudsave.model.history import Ancestry
 from cloudsave.model.identity import Role
-from cloudsave.model.ledger import Ledger
+from cloudsave.model.ledger import Ledger, read_extents
 from cloudsave.model.log import LogHole, LogSegment
 from tests.unit.logs.fakes import (
     LOG_FILE_BYTES,
@@ -410,7 +409,7 @@ def test_whatever_happens_in_whatever_order_every_byte_is_stored(actions: list[s
     assert begins[0] in [switch - switch % LOG_FILE_BYTES for switch in switches]
     cover = ledger.cover(path, begins[0], world.server.end)
     assert cover.complete
-    stored = read_stored(world.archive, cover.extents)
+    stored = read_extents(world.archive.read_log, cover.extents)
     assert stored == world.server.read(world.server.branch, begins[0], world.server.end)
 
 

@@ -79,6 +79,9 @@ class BytesPiece:
         target[: len(part)] = part
         return len(part)
 
+    def close(self) -> None:
+        """Nothing to do."""
+
 
 def noise(seed: int, count: int) -> bytes:
     """Bytes that do not compress."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from cloudsave.errors import FormatUnsupported, IntegrityError, UnknownBackup
 from cloudsave.model.item import CorruptPage, ItemKind
-from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
+from cloudsave.model.manifest import BackupStatistics, ChangeDetection, FileEntry, Manifest, Rung
 from cloudsave.model.position import Position
 from cloudsave.repository.manifests import decode_manifest, encode_manifest
 from cloudsave.store.memory import MemoryStore
@@ -94,12 +95,24 @@ def test_columns_may_stand_in_any_order() -> None:
     assert decode_manifest(json.dumps(fields).encode(), "a manifest").files == (entry,)
 
 
-@pytest.mark.parametrize("name", sorted(fields_of(draft_manifest("a")).keys() - {"notes"}))
+@pytest.mark.parametrize("name", sorted(fields_of(draft_manifest("a")).keys() - {"notes", "detection"}))
 def test_a_manifest_without_one_of_its_fields_is_refused(name: str) -> None:
     fields = fields_of(draft_manifest("a"))
     del fields[name]
     with pytest.raises(IntegrityError, match="cannot be read"):
         decode_manifest(json.dumps(fields).encode(), "a manifest")
+
+
+def test_manifests_of_before_do_not_tell_how_changes_were_detected() -> None:
+    fields = fields_of(draft_manifest("a"))
+    del fields["detection"]
+    assert decode_manifest(json.dumps(fields).encode(), "a manifest").detection == ChangeDetection()
+
+
+def test_how_changes_were_detected_is_read_back() -> None:
+    detection = ChangeDetection(Rung.LOG, "", ("base/5/16384",), 7, 8, True)
+    manifest = replace(draft_manifest("a"), detection=detection)
+    assert decode_manifest(encode_manifest(manifest), "a manifest") == manifest
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"format": 1}', b"\xff"])

@@ -25,6 +25,7 @@ from cloudsave.engines.postgresql.exclusions import (
     PAGE_BYTES,
     is_excluded,
     relation_of,
+    storage_of,
     unlogged_relations,
 )
 from cloudsave.errors import SourceUnreadable, UnsuitableSettings
@@ -196,6 +197,7 @@ def file_item(path: str, facts: os.stat_result) -> Item:
         size_bytes=facts.st_size,
         modified_us=facts.st_mtime_ns // 1000,
         page_bytes=PAGE_BYTES if relation_of(path) else 0,
+        storage=storage_of(path),
     )
 
 

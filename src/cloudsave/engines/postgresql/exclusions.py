@@ -13,6 +13,8 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from cloudsave.model.changes import StorageKey
+
 PAGE_BYTES = 8192
 SEGMENT_BLOCKS = 131072
 """Blocks in a file of a relation (1 GiB); block numbers count on through a relation's files."""
@@ -64,6 +66,8 @@ _EXCLUDED_NAMES = frozenset(
 _EXCLUDED_AT_TOP = frozenset({"backup_label", "backup_label.old", "tablespace_map", "tablespace_map.old"})
 _EXCLUDED_PREFIXES = ("pgsql_tmp", "pg_internal.init")
 
+_DEFAULT_SPACE, _GLOBAL_SPACE = 1663, 1664
+"""Source: src/include/catalog/pg_tablespace.dat."""
 _RELATION = re.compile(r"(\d+)(?:_(fsm|vm|init))?(?:\.(\d+))?")
 _TEMPORARY_RELATION = re.compile(r"t\d+_\d+(?:_(?:fsm|vm|init))?(?:\.\d+)?")
 _DATABASE_DIRECTORY = re.compile(r"(?:base|pg_tblspc/\d+/PG_[0-9.]+_\d+)/\d+")
@@ -101,6 +105,23 @@ def relation_of(path: str) -> RelationFile | None:
     if directory == "global" or is_database_directory(directory):
         return parse_relation_name(name)
     return None
+
+
+def storage_of(path: str) -> StorageKey | None:
+    """
+    How the log names the blocks of the relation file at `path`; None for all but main forks.
+
+    Records about the heap clear bits of the visibility map without naming its blocks, and the free space map
+    is hardly logged at all.
+    """
+    relation, directory = relation_of(path), path.rpartition("/")[0]
+    if relation is None or relation.fork:
+        return None
+    if directory == "global":
+        return StorageKey((_GLOBAL_SPACE, 0, relation.number), relation.first_block)
+    parts = directory.split("/")
+    space = _DEFAULT_SPACE if parts[0] == "base" else int(parts[1])
+    return StorageKey((space, int(parts[-1]), relation.number), relation.first_block)
 
 
 def unlogged_relations(directory: str, names: Collection[str]) -> frozenset[int]:

@@ -24,9 +24,11 @@ from cloudsave.engines.postgresql.backup_session import (
 from cloudsave.engines.postgresql.data_directory import Walk, file_item, unreadable
 from cloudsave.engines.postgresql.exclusions import CONTROL_FILE, relation_of
 from cloudsave.engines.postgresql.format_control import ControlFile, parse_control
+from cloudsave.engines.postgresql.format_page import page_lsns
+from cloudsave.engines.postgresql.format_wal import segment_name
 from cloudsave.engines.postgresql.page_check import PageCheck
 from cloudsave.errors import EngineError, IntegrityError
-from cloudsave.model.engine_facts import BackupStart, BackupStop
+from cloudsave.model.engine_facts import BackupStart, BackupStop, LogAtHand
 from cloudsave.model.identity import Role, SourceIdentity
 from cloudsave.model.item import ContentPiece, Item, ItemKind, LateFile, Piece
 from cloudsave.model.position import Position
@@ -96,6 +98,8 @@ class LocalBackupSource:
             settings=self._session.settings(),
             clock_us=clock_us,
             notes=found.notes,
+            block_position=lambda page: int(page_lsns(page)[0]),
+            log_at_hand=LogAtHand(self._identity, self._read_log),
         )
 
     def pieces(self) -> Iterator[Piece]:
@@ -162,6 +166,25 @@ class LocalBackupSource:
         """See `BackupSource.abort`: the end of the session ends backup mode."""
         self._session.close()
 
+    def _read_log(self, begin: Position, end: int) -> bytes:
+        """See `LogAtHand`."""
+        size, parts, offset = self._identity.log_file_bytes, [], begin.offset
+        while offset < end:
+            path = self._root / "pg_wal" / segment_name(int(begin.branch, 16), offset, segment_bytes=size)
+            try:
+                with path.open("rb") as file:
+                    file.seek(offset % size)
+                    part = file.read(min(end - offset, size - offset % size))
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                raise unreadable(path, error) from error
+            parts.append(part)
+            offset += len(part)
+            if not part:
+                break
+        return b"".join(parts)
+
     def _whole_file(self, item: Item) -> Piece | None:
         """
         A small file without pages. Some are replaced by rename while we look, so that the size first seen
@@ -224,8 +247,8 @@ class LocalBackupSource:
 
 class FilePiece:
     """
-    A stretch of a file of the data directory, opened when it is first read and closed at its end, so that
-    the open files are as many as the readers.
+    A stretch of a file of the data directory, opened when it is first read, so that the open files are as
+    many as the readers.
     """
 
     def __init__(self, root: Path, item: Item, check: PageCheck, *, offset: int) -> None:
@@ -235,6 +258,7 @@ class FilePiece:
         self._path = root / item.path
         self._check = check
         self._file: FileIO | None = None
+        self._done = 0
 
     def read_into(self, target: memoryview, *, offset: int) -> int:
         """See `Piece.read_into`. A file that is gone was dropped; replay drops it too."""
@@ -243,7 +267,7 @@ class FilePiece:
             if self._file is None:
                 self._file = FileIO(self._path)
             descriptor = self._file.fileno()
-            self._read_ahead(descriptor, self.offset + offset + want, offset + want)
+            self._read_ahead(descriptor, offset, offset + want)
             got = _read_fully(descriptor, target[:want], self.offset + offset)
             relation = relation_of(self.item.path) if self.item.page_bytes else None
             if relation is not None and got:
@@ -259,16 +283,20 @@ class FilePiece:
             return 0
         except OSError as error:
             raise unreadable(self._path, error) from error
-        if got < want or offset + got == self.length:
-            self._file.close()
-            self._file = None
         return got
 
-    def _read_ahead(self, descriptor: int, place: int, done: int) -> None:
-        """Ask for what is read next while this is worked on."""
-        left = min(self.length - done, 1 << 20)
-        if left > 0:
-            os.posix_fadvise(descriptor, place, left, os.POSIX_FADV_WILLNEED)
+    def close(self) -> None:
+        """See `Piece.close`."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _read_ahead(self, descriptor: int, begin: int, end: int) -> None:
+        """Ask for what is read next while this is worked on; not where only parts of the piece are read."""
+        sequential, self._done = begin == self._done, end
+        left = min(self.length - end, 1 << 20)
+        if left > 0 and sequential:
+            os.posix_fadvise(descriptor, self.offset + end, left, os.POSIX_FADV_WILLNEED)
 
 
 def _read_fully(descriptor: int, target: memoryview, offset: int) -> int:

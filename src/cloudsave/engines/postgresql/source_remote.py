@@ -215,6 +215,9 @@ class BytesPiece:
             self._check.check_received(self.item.path, target[: len(part)], first_block=first_block)
         return len(part)
 
+    def close(self) -> None:
+        """See `Piece.close`."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Tablespace:

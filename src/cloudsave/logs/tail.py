@@ -1,0 +1,58 @@
+"""The newest log of a source whose files are at hand: stored without waiting for whoever captures it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cloudsave.clock import Clock
+from cloudsave.engines.api import Dialect
+from cloudsave.errors import LogDamaged, SourceUnreadable
+from cloudsave.logs.ledger import Step
+from cloudsave.logs.resume import Resumer
+from cloudsave.logs.status import CaptureOptions
+from cloudsave.logs.writer import LogArchive, LogWriter, window_bytes
+from cloudsave.model.engine_facts import LogAtHand
+from cloudsave.model.ledger import Ledger
+from cloudsave.model.position import Position
+
+TAIL_BYTES_MAX = 64 << 20
+"""Limit: with more log than this to store, capture is waited for."""
+_OPTIONS = CaptureOptions()
+
+
+def _ignore(end: int, size_bytes: int) -> None:
+    """Nobody waits for the single objects, [`end` - `size_bytes`, `end`)."""
+
+
+def store_tail(
+    archive: LogArchive, dialect: Dialect, at_hand: LogAtHand, span: tuple[Position, Position], clock: Clock
+) -> bool:
+    """
+    Store what is missing of the log `span` = [start, stop) of one branch, which begins with a log file;
+    whether all of it is durable then. A capture that runs stores the same bytes once more, in its own
+    stretches.
+
+    Raises: LogConflict, StoreError.
+    """
+    start, stop = span
+    ledger = Ledger(archive.logs())
+    frontier = ledger.frontier(start.branch, start.offset)
+    if frontier >= stop.offset:
+        return True
+    if start.branch != stop.branch or stop.offset - frontier > TAIL_BYTES_MAX:
+        return False
+    resumed = any(first < frontier <= last for first, last in ledger.ranges(start.branch))
+    try:
+        log = at_hand.read(Position(start.branch, frontier), stop.offset)
+        if len(log) < stop.offset - frontier:
+            return False
+        window = window_bytes(at_hand.identity.log_file_bytes, _OPTIONS)
+        resumer = Resumer(archive, dialect, at_hand.identity, window_size=window)
+        made_ready = resumer.prepare(Step(start.branch, frontier, None, resumed), ledger, overlap=False)
+        options = replace(_OPTIONS, queue_bytes_max=2 * TAIL_BYTES_MAX)
+        writer = LogWriter(archive, made_ready.start, window_size=window, options=options, durable=_ignore)
+        writer.append(log, clock.monotonic())
+        writer.finish()
+    except (LogDamaged, SourceUnreadable):
+        return False  # The files are not what they seem; capture hears from the server itself.
+    return True

@@ -1,0 +1,93 @@
+"""The newest log is stored from the source's own files, and nothing that is not log."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudsave.clock import SYSTEM_CLOCK
+from cloudsave.engines.postgresql.dialect import PostgresDialect
+from cloudsave.errors import LogConflict
+from cloudsave.logs.tail import TAIL_BYTES_MAX, store_tail
+from cloudsave.model.engine_facts import LogAtHand
+from cloudsave.model.identity import Role, SourceIdentity
+from cloudsave.model.ledger import Ledger, read_extents
+from cloudsave.model.position import Position
+from cloudsave.repository.lineage import Lineage
+from cloudsave.store.memory import MemoryStore
+from tests.unit.kernels.synthetic_wal import SEGMENT_BYTES, SYSTEM, eventful_log
+from tests.unit.repository.samples import lineage_on
+
+LOG = eventful_log()
+BRANCH = "00000001"
+IDENTITY = SourceIdentity(
+    engine="postgresql",
+    system_identifier=str(SYSTEM),
+    version="18.6",
+    major=18,
+    branch=BRANCH,
+    role=Role.PRIMARY,
+    data_directory="/data",
+    page_bytes=8192,
+    log_file_bytes=SEGMENT_BYTES,
+    page_checksums=True,
+)
+BEGIN = LOG.start + SEGMENT_BYTES
+
+
+def at_hand(log: bytes, *, until: int = LOG.end) -> LogAtHand:
+    """Files that hold `log` up to `until`."""
+    return LogAtHand(IDENTITY, lambda begin, end: log[begin.offset - LOG.start : min(end, until) - LOG.start])
+
+
+def tail(lineage: Lineage, stop: int, files: LogAtHand, *, begin: int = BEGIN) -> bool:
+    span = (Position(BRANCH, begin), Position(BRANCH, stop))
+    return store_tail(lineage, PostgresDialect(), files, span, SYSTEM_CLOCK)
+
+
+def stored(lineage: Lineage, begin: int, end: int) -> bytes:
+    cover = Ledger(lineage.logs()).cover([(BRANCH, 0, None)], begin, end)
+    assert cover.complete
+    return read_extents(lineage.read_log, cover.extents)
+
+
+def test_what_is_missing_is_stored_once_and_continues_what_is_stored() -> None:
+    lineage = lineage_on(MemoryStore())
+    files = at_hand(bytes(LOG.log))
+    ends = [end for _, end in LOG.records if end > BEGIN]
+    assert tail(lineage, ends[0] + 8, files)
+    assert tail(lineage, ends[-1], files)
+    before = len(lineage.logs())
+    assert tail(lineage, ends[-1] - 100, files)
+    assert len(lineage.logs()) == before
+    begin, end = BEGIN - LOG.start, ends[-1] - LOG.start
+    assert stored(lineage, BEGIN, ends[-1]) == bytes(LOG.log[begin:end])
+    found = [commit.offset for segment in lineage.logs() for commit in lineage.log_index(segment).commits]
+    assert set(found) == {row[0] for row in LOG.commits if row[0] >= BEGIN}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        at_hand(bytes(LOG.log), until=LOG.end - 8),
+        at_hand(bytes(len(LOG.log))),
+        at_hand(bytes(LOG.log[8192:])),
+    ],
+)
+def test_files_that_are_not_the_log_are_left_alone(files: LogAtHand) -> None:
+    lineage = lineage_on(MemoryStore())
+    assert not tail(lineage, LOG.end, files)
+    assert lineage.logs() == []
+
+
+def test_more_than_a_tail_is_left_to_capture() -> None:
+    lineage = lineage_on(MemoryStore())
+    assert not tail(lineage, BEGIN + TAIL_BYTES_MAX + 8, at_hand(bytes(LOG.log)))
+
+
+def test_other_log_than_the_stored_one_is_a_conflict() -> None:
+    lineage = lineage_on(MemoryStore())
+    files = at_hand(bytes(LOG.log))
+    assert tail(lineage, LOG.end, files)
+    (segment,) = [one for one in lineage.logs() if one.last == LOG.end]
+    with pytest.raises(LogConflict):
+        lineage.put_log(segment, [bytes(segment.last - segment.first)], lineage.log_index(segment))
