@@ -132,12 +132,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--major", type=int, default=15)
-    parser.add_argument("--workers", type=int, default=PROCESSES, help="of ours; theirs stay at 2")
+    parser.add_argument(
+        "--workers", type=int, default=PROCESSES, help="threads of ours and processes of theirs"
+    )
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     with dataset.running(options.major) as server:
         ours = Ours(server, WORK, workers=options.workers)
-        tools: list[Ours | PgBackRest] = [ours, *contestants(server, WORK, processes=PROCESSES)]
+        tools: list[Ours | PgBackRest] = [ours, *contestants(server, WORK, processes=options.workers)]
         result = results(server, tools, measure(tools, options.rounds))
     RESULTS.mkdir(exist_ok=True)
     name = "backup.json" if options.workers == PROCESSES else f"backup-{options.workers}-workers.json"

@@ -3,8 +3,8 @@ Writes a base backup: pieces of files in, frames in packs out, maps and at last 
 
 A bounded pool of workers takes pieces from a bounded queue. Each worker reads into a buffer of its own (one
 frame), drops blocks that are zero or already stored, and seals the frame when it is full: scattered blocks
-of many files share frames. Memory = workers x (frame + pack in the making) + the queue + maps of files in
-flight.
+of many files share frames. A full pack is put by a thread of its own while its worker goes on with the next
+one. Memory = workers x frame + (workers + 1) x pack + the queue + maps of files in flight.
 
 Invariant: the manifest is put when all packs and maps that it names are durable; before that the backup
 does not exist.
@@ -18,6 +18,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -98,7 +99,7 @@ class _Worker:
     """What one thread holds: the frame being gathered, and the arena with the pack being built."""
 
     buffer: memoryview
-    arena: Arena
+    arena: Arena | None = None
     blocks_used: int = 0
     gathered: list[tuple[FileState, Stretch]] = field(default_factory=list)
     pack: PackBuilder | None = None
@@ -133,6 +134,10 @@ class BackupWriter:
         self._unread = 0
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
+        self._arenas_max = options.workers + 1
+        self._arenas_made = 0
+        self._arenas: queue.SimpleQueue[Arena] = queue.SimpleQueue()
+        self._putting = ThreadPoolExecutor(self._arenas_max, thread_name_prefix="backup-put")
         self._sequence = itertools.count()
         self._generation = 0
         self._counts = _Counts()
@@ -226,6 +231,7 @@ class BackupWriter:
         for thread in self._threads:
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
+        self._putting.shutdown()
         self._raise_error()
         self._threads = []
 
@@ -264,6 +270,7 @@ class BackupWriter:
         self._stopping = True
         for thread in self._threads:
             thread.join()
+        self._putting.shutdown(cancel_futures=True)
         self._threads = []
 
     # ---- before the first piece
@@ -360,9 +367,7 @@ class BackupWriter:
             raise self._error
 
     def _work(self) -> None:
-        # Room for what lies behind the mark at which a pack is full: a frame, and a usual trailer.
-        arena = Arena(self._options.pack_bytes + 2 * FRAME_BYTES)
-        worker = _Worker(memoryview(bytearray(FRAME_BYTES)), arena)
+        worker = _Worker(memoryview(bytearray(FRAME_BYTES)))
         try:
             while not self._stopping:
                 try:
@@ -378,8 +383,11 @@ class BackupWriter:
                     self._unread -= 1
                     self._read.notify_all()
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
-            self._error = self._error or error
-            self._stopping = True
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._stopping = True
 
     def _take(self, worker: _Worker, task: _Task) -> None:
         piece, state, reading, short = task.piece, task.state, _Reading(), False
@@ -465,6 +473,9 @@ class BackupWriter:
         if not worker.blocks_used:
             return
         if worker.pack is None:
+            worker.arena = self._lend_arena()
+            if worker.arena is None:
+                return
             name = f"{self._generation:08x}-{next(self._sequence):08x}"
             worker.pack = PackBuilder.open(
                 self._lineage.keys,
@@ -490,13 +501,36 @@ class BackupWriter:
                 state.pending -= 1
                 self._finish_if_complete(state)
 
+    def _lend_arena(self) -> Arena | None:
+        """Memory for a pack: waits while the puts are behind. None when the backup is being stopped."""
+        with self._lock:
+            make = self._arenas.empty() and self._arenas_made < self._arenas_max
+            self._arenas_made += make
+        if make:
+            # Room for what lies behind the mark at which a pack is full: a frame, and a usual trailer.
+            return Arena(self._options.pack_bytes + 2 * FRAME_BYTES)
+        while not self._stopping:
+            try:
+                return self._arenas.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+        return None
+
     def _close_pack(self, worker: _Worker) -> None:
-        if worker.pack is None:
+        pack, worker.pack = worker.pack, None
+        if pack is not None:
+            assert worker.arena is not None
+            self._putting.submit(self._put, pack, worker.arena)
+
+    def _put(self, pack: PackBuilder, arena: Arena) -> None:
+        try:
+            stored = pack.put(self._lineage.store)
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
+            self._fail(error)
             return
-        stored = worker.pack.put(self._lineage.store)
-        worker.pack = None
         with self._lock:
             self._counts.bytes_stored += stored
+        self._arenas.put(arena)
 
     def _finish_if_complete(self, state: FileState) -> None:
         """With the lock held: a file whose last block has its place gets its map."""
