@@ -9,8 +9,10 @@ from cloudsave.engines.postgresql.exclusions import (
     is_database_directory,
     is_excluded,
     relation_of,
+    storage_of,
     unlogged_relations,
 )
+from cloudsave.model.changes import StorageKey
 
 TABLESPACE_DATABASE = "pg_tblspc/16385/PG_18_202506291/5"
 
@@ -120,6 +122,24 @@ def test_pages_of_relations_are_checked(path: str, first_block: int) -> None:
 )
 def test_other_files_have_no_pages(path: str) -> None:
     assert relation_of(path) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("base/5/16384", StorageKey((1663, 5, 16384), 0)),
+        ("base/5/16384.2", StorageKey((1663, 5, 16384), 2 * 131072)),
+        ("global/1262", StorageKey((1664, 0, 1262), 0)),
+        ("pg_tblspc/16999/PG_18_202506291/5/16384.1", StorageKey((16999, 5, 16384), 131072)),
+        ("base/5/16384_vm", None),
+        ("base/5/16384_fsm", None),
+        ("base/5/16384_init", None),
+        ("base/5/pg_filenode.map", None),
+        ("pg_xact/0000", None),
+    ],
+)
+def test_how_the_log_names_blocks(path: str, key: StorageKey | None) -> None:
+    assert storage_of(path) == key
 
 
 def test_database_directories() -> None:
