@@ -5,8 +5,7 @@ Restores backups from a cloudsave repository without cloudsave. Written from doc
 Needs Python 3.11 and the packages zstandard, blake3 and cryptography. Reads a repository in a directory; copy
 one from an object store first. With an age recovery key instead of the passphrase, get the repository key by
     jq -r .wrapped keys/ID | base64 -d | age -d -i recovery-key.txt > repository.key
-Every frame, checksum and signature is verified; nothing is written to the repository. Exit codes: 0 done,
-1 failed, 2 usage, 5 something in the repository is damaged or the key is wrong.
+Every byte is verified. Exit codes: 0 done, 1 failed, 2 usage, 5 the key is wrong or something stored damaged.
 """
 
 from __future__ import annotations
@@ -57,12 +56,10 @@ def open_key(root: Path, wanted: str, options: argparse.Namespace) -> bytes:
     else:
         passphrase = Path(options.passphrase_file).read_text(encoding="utf-8").rstrip("\r\n").encode()
         keys = [open_slot(path, wanted, passphrase) for path in sorted((root / "keys").iterdir())]
-    right = [
-        key for key in keys if len(key) == 32 and wanted == derive(key, "cloudsave v1 key id").hex()[:32]
-    ]
-    if not right:
-        raise Damaged("the passphrase or key file does not open this repository")
-    return right[0]
+    for key in keys:
+        if key and wanted == derive(key, "cloudsave v1 key id").hex()[:32]:
+            return key
+    raise Damaged("the passphrase or key file does not open this repository")
 
 
 def open_slot(path: Path, wanted: str, passphrase: bytes) -> bytes:
@@ -90,12 +87,12 @@ class Lineage:
     """Everything stored of one database server."""
 
     def __init__(self, root: Path, repository_key: bytes, lineage: str) -> None:
-        self.root, self.id = root, lineage
-        self.directory = root / "lineages" / lineage
+        self.root, self.id, self.directory = root, lineage, root / "lineages" / lineage
         self.key = derive(repository_key, f"cloudsave v1 lineage {lineage}")
-        self.signer = Ed25519PrivateKey.from_private_bytes(derive(self.key, "cloudsave v1 signing key"))
+        signer = Ed25519PrivateKey.from_private_bytes(derive(self.key, "cloudsave v1 signing key"))
+        self.verifier = signer.public_key()
         stated = json.loads((self.directory / "identity").read_bytes())["public_key"]
-        if bytes.fromhex(stated) != self.signer.public_key().public_bytes_raw():
+        if bytes.fromhex(stated) != self.verifier.public_bytes_raw():
             raise Damaged(f"the identity of lineage {lineage} names a foreign signing key")
 
     def backups(self) -> list[str]:
@@ -139,8 +136,7 @@ class Container:
             raise Damaged(f"object {self.name}: its checksum is wrong")
         if kind == MANIFEST or any(signature):
             try:
-                message = b"cloudsave v1 " + self.name.encode() + b"\0" + digest
-                lineage.signer.public_key().verify(signature, message)
+                lineage.verifier.verify(signature, b"cloudsave v1 " + self.name.encode() + b"\0" + digest)
             except InvalidSignature:
                 raise Damaged(f"object {self.name}: its signature is wrong") from None
         self.associated = lineage.id.encode() + b"\0"
@@ -161,9 +157,7 @@ class Container:
         except (InvalidTag, zstandard.ZstdError):
             raise Damaged(f"object {self.name}: frame {number} fails its authentication") from None
         if len(plain) != plain_bytes or last != (number == self.frames - 1):
-            raise Damaged(
-                f"object {self.name}: frame {number} has another length than it says, or frames are missing"
-            )
+            raise Damaged(f"object {self.name}: frame {number} has a wrong length, or others are missing")
         return plain, end
 
     def content(self, first: int = 0) -> bytes:
@@ -185,8 +179,7 @@ def parse_maps(content: bytes) -> tuple[list[str], list[Segment]]:
         (length,) = struct.unpack_from("<H", content, offset)
         packs.append(content[offset + 2 : offset + 2 + length].decode("ascii"))
         offset += 2 + length
-    offset += -offset % 8
-    old = magic == b"MAP1"
+    old, offset = magic == b"MAP1", offset + -offset % 8
     for _ in range(segment_count):
         size, frame_count, run_count, blocks = struct.unpack_from("<QIIQ", content, offset)
         runs_at = offset + (24 if old else 16) + 24 * frame_count
@@ -202,9 +195,9 @@ def parse_maps(content: bytes) -> tuple[list[str], list[Segment]]:
 
 def parse_runs(planes: bytes) -> Iterator[tuple[int, ...]]:
     """Runs as the older maps have them, from columns in planes of bytes."""
-    block, count = 0, len(planes) // 12
-    for row in zip(*(planes[n * count : (n + 1) * count] for n in range(12)), strict=True):
-        blocks, frame, place = struct.unpack("<III", bytes(row))
+    block = 0
+    for n in range(rows := len(planes) // 12):
+        blocks, frame, place = struct.unpack("<III", planes[n::rows])
         yield block, blocks, frame, place * BLOCK
         block += blocks
 
@@ -218,8 +211,7 @@ def stored_runs(lineage: Lineage, manifest: dict[str, Any], files: list[Placed])
             current = row["map_index"]
             name = f"maps/{manifest['maps'][current]}"
             packs, segments = parse_maps(Container(lineage, name, MAP).content())
-        size, frames, runs = segments[row["map_ordinal"]]
-        expected = 0
+        expected, (size, frames, runs) = 0, segments[row["map_ordinal"]]
         for block, count, frame, within in runs:
             if block != expected or (frame != ZEROS and frame >= len(frames)):
                 raise Damaged(f"the map of {row['path']} has a gap or names a frame that it does not list")
@@ -279,13 +271,12 @@ def restore_files(lineage: Lineage, manifest: dict[str, Any], target: Target) ->
                 file.write(plain[within : within + length])
         print(f"pack {done} of {len(by_pack)} restored", file=sys.stderr)
     for link in target.links:
-        (target.into / link).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         (target.into / link).symlink_to(target.tablespaces / link[10:])
     for row, place in reversed(target.places):
         place.chmod(row["mode"] & 0o777)
     if target.links:  # PostgreSQL makes the links anew from this file.
-        lines = [f"{link[10:]} {target.tablespaces / link[10:]}\n" for link in target.links]
-        (target.into / "tablespace_map").write_text("".join(lines))
+        lines = "".join(f"{link[10:]} {target.tablespaces / link[10:]}\n" for link in target.links)
+        (target.into / "tablespace_map").write_text(lines)
 
 
 def cover(stretches: list[Stretch], begin: int) -> Iterator[Stretch]:
@@ -351,8 +342,8 @@ def list_all(lineages: list[Lineage]) -> int:
                 code = 5
                 print(f"  backup {backup} DAMAGED: {error}")
         for branch, stretches in lineage.logs().items():
-            first, last = min(one[0] for one in stretches), max(one[1] for one in stretches)
-            print(f"  log of branch {branch} from {first:#x} to {last:#x}")
+            end = max(last for _, last, _ in stretches)
+            print(f"  log of branch {branch} from {min(stretches)[0]:#x} to {end:#x}")
     return code
 
 
@@ -367,11 +358,10 @@ def restore(lineages: list[Lineage], options: argparse.Namespace) -> int:
     for directory in (target.into, target.tablespaces, target.outside, wal_into):
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise SystemExit(f"rescue: error: {directory} is not an empty directory")
+    restore_files(lineage, manifest, target)
     if options.wal_into:
         wal_into.mkdir(parents=True, exist_ok=True)
         restore_log(lineage, manifest, wal_into)
-    restore_files(lineage, manifest, target)
-    if options.wal_into:
         (target.into / "recovery.signal").touch(0o600)
         print(f"restore_command = 'cp \"{wal_into}/%f\" \"%p\"'\nrecovery_target_timeline = 'latest'")
     os.sync()
@@ -394,8 +384,7 @@ def main() -> int:
     command.add_argument("--wal-into", metavar="DIR", help="write the log there too, as WAL files")
     options = parser.parse_args()
     try:
-        root = Path(options.repository)
-        head = json.loads((root / "cloudsave.json").read_bytes())
+        head = json.loads((root := Path(options.repository)).joinpath("cloudsave.json").read_bytes())
         if head["format"] != 1 or head["features"]:
             raise SystemExit("rescue: error: the repository has a newer format than 1")
         key = open_key(root, head["key_id"], options)

@@ -25,7 +25,7 @@ from tests.integration.postgresql.recoveries import Protected
 RESCUE = Path(__file__).parents[3] / "tools" / "rescue.py"
 PASSPHRASE = "correct horse battery staple"
 PACKAGES = {"zstandard", "blake3", "cryptography"}
-LINES_MAX = 410
+LINES_MAX = 399
 STATE_SQL = """
     SELECT md5(string_agg(t::text, ',' ORDER BY aid)) FROM pgbench_accounts t
     UNION ALL SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM apart t
