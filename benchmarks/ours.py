@@ -104,9 +104,10 @@ class Ours:
                 sys.exit(f"capture did not start: {(self._work / 'capture.log').read_text()}")
             time.sleep(0.1)
 
-    def restore(self, directory: Path, backup_id: str | None = None) -> Cost:
-        """The data directory, ready for replay."""
+    def restore(self, directory: Path, backup_id: str | None = None, *, delta: bool = False) -> Cost:
+        """The data directory, ready for replay; with `delta` over what is there."""
         chosen = ["--backup", backup_id] if backup_id else []
+        chosen += ["--delta"] if delta else []
         return self._run("restore", "bench", "--immediate", "--into", str(directory), *chosen)
 
     def backup_ids(self) -> list[str]:

@@ -15,7 +15,7 @@ from cloudsave.cli.formats import format_size
 from cloudsave.cli.frame import Command, CommandContext, source_argument, with_context
 from cloudsave.cli.times import parse_instant
 from cloudsave.engines.api import Dialect
-from cloudsave.engines.registry import dialect, restore_target
+from cloudsave.engines.registry import dialect, directory_inspector, restore_target
 from cloudsave.errors import ExitCode, UsageError
 from cloudsave.model.log import instant_from_us
 from cloudsave.model.position import Position
@@ -29,11 +29,12 @@ from cloudsave.recovery.bring_up import (
     recovery_digest,
 )
 from cloudsave.recovery.continuation import plan_or_continue
+from cloudsave.recovery.delta import DeltaPlan, delta_options
 from cloudsave.recovery.history import History, IndexReader, read_history
 from cloudsave.recovery.journal import ReplayStop
 from cloudsave.recovery.plan import RecoveryPlan, plan_recovery
 from cloudsave.recovery.replay import later_fetch_command
-from cloudsave.recovery.restore import RestoredFiles, RestoreRequest, restore_files
+from cloudsave.recovery.restore import RestoredFiles, RestoreRequest, look_ahead, restore_files
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.reader import BackupReader
 
@@ -56,6 +57,11 @@ class _Parts:
 )
 @source_argument
 @click.option("--into", type=click.Path(path_type=Path), help="Empty or absent directory for the data.")
+@click.option(
+    "--delta",
+    is_flag=True,
+    help="DIR may be a data directory of the same server: keep what is right, remove what is too much.",
+)
 @click.option("--time", metavar="TIME", help="The state at that time, with its zone (RFC 3339).")
 @click.option("--position", metavar="LSN", help="The state at that position of the log.")
 @click.option("--transaction", type=int, metavar="XID", help="The state after that transaction.")
@@ -92,19 +98,12 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
     plan = plan_or_continue(target, lambda one: plan_recovery(one, history, indexes), given["into"])
     reader = BackupReader(parts.lineage, parts.lineage.manifest(plan.backup.backup_id))
     if given["dry_run"]:
-        _show_plan(context, plan, reader)
+        ahead = look_ahead(reader.manifest, _request(parts, plan, given, history)) if given["into"] else None
+        _show_plan(context, plan, reader, ahead)
         return None
     for line in plan.describe():
         context.output.note(line)
-    request = RestoreRequest(
-        directory=given["into"],
-        tablespaces=_pairs("--tablespace", given["tablespace"]),
-        owner=given["owner"],
-        workers=context.config.workers,
-        recovery_digest=recovery_digest(plan),
-        replay=ReplayStop(plan.backup.backup_id, plan.stop.recovery_end, plan.stop.inclusive, plan.branch),
-    )
-    files = restore_files(reader, request, progress=context.progress)
+    files = restore_files(reader, _request(parts, plan, given, history), progress=context.progress)
     for note in files.notes:
         context.output.note(f"note: {note}")
     options = BringUpOptions(
@@ -127,6 +126,19 @@ def _open(context: CommandContext, name: str) -> tuple[_Parts, History]:
     lineage = lineage_of(repository, name)
     formats = dialect(lineage.id.partition("-")[0])
     return _Parts(context, lineage, formats, name), read_history(lineage, formats)
+
+
+def _request(parts: _Parts, plan: RecoveryPlan, given: dict[str, Any], history: History) -> RestoreRequest:
+    inspector = directory_inspector(parts.dialect.name) if given["delta"] else None
+    return RestoreRequest(
+        directory=given["into"],
+        tablespaces=_pairs("--tablespace", given["tablespace"]),
+        owner=given["owner"],
+        workers=parts.context.config.workers,
+        recovery_digest=recovery_digest(plan),
+        replay=ReplayStop(plan.backup.backup_id, plan.stop.recovery_end, plan.stop.inclusive, plan.branch),
+        delta=delta_options(inspector, history) if inspector else None,
+    )
 
 
 def _target(context: CommandContext, formats: Dialect, given: dict[str, Any]) -> Target:
@@ -214,7 +226,9 @@ def _run_server(
 # ---- what is said
 
 
-def _show_plan(context: CommandContext, plan: RecoveryPlan, reader: BackupReader) -> None:
+def _show_plan(
+    context: CommandContext, plan: RecoveryPlan, reader: BackupReader, ahead: DeltaPlan | None
+) -> None:
     fetch_bytes = reader.bytes_to_fetch()
     tablespaces = dict(reader.manifest.tablespaces)
 
@@ -226,8 +240,16 @@ def _show_plan(context: CommandContext, plan: RecoveryPlan, reader: BackupReader
         )
         for oid, place in tablespaces.items():
             context.output.line(f"tablespace   {oid} was at {place}")
+        for one in ahead.set_aside if ahead else ():
+            context.output.line(f"sets aside   {one.path}")
+        for path in ahead.removed if ahead else ():
+            context.output.line(f"removes      {path}")
 
-    context.output.emit({**plan.as_dict(), "fetch_bytes": fetch_bytes, "tablespaces": tablespaces}, human)
+    facts = {**plan.as_dict(), "fetch_bytes": fetch_bytes, "tablespaces": tablespaces}
+    if ahead is not None:
+        facts["removes"] = [str(path) for path in ahead.removed]
+        facts["sets_aside"] = [str(one.path) for one in ahead.set_aside]
+    context.output.emit(facts, human)
 
 
 def _facts(plan: RecoveryPlan, files: RestoredFiles) -> dict[str, Any]:
@@ -238,6 +260,9 @@ def _facts(plan: RecoveryPlan, files: RestoredFiles) -> dict[str, Any]:
         "owner": files.owner,
         "resumed": files.resumed,
         "bytes_written": files.bytes_written,
+        "bytes_kept": files.bytes_kept,
+        "removed": files.removed,
+        "log_set_aside": files.set_aside,
         "plan": plan.as_dict(),
     }
 

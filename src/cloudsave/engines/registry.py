@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloudsave.engines.api import Dialect, Engine, RestoreTarget
+from cloudsave.engines.directory_api import DirectoryInspector
 from cloudsave.errors import UnusableUrl
 
 SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql"}
@@ -38,3 +39,12 @@ def restore_target(name: str) -> RestoreTarget:
 
         return PostgresTarget()
     raise UnusableUrl(f"cannot start servers of engine {name!r}", hints=["use a newer release of cloudsave"])
+
+
+def directory_inspector(name: str) -> DirectoryInspector:
+    """The engine's way to look at a data directory that is there already. Raises: UnusableUrl."""
+    if name == "postgresql":
+        from cloudsave.engines.postgresql.existing_directory import PostgresDirectoryInspector
+
+        return PostgresDirectoryInspector()
+    raise UnusableUrl(f"cannot look at data of engine {name!r}", hints=["use a newer release of cloudsave"])

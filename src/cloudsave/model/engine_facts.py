@@ -134,3 +134,30 @@ class ServerState:
     replayed_offset: int | None
     branch: str
     last_commit_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PresentLog:
+    """A file of log, or a history file, that lies in a data directory."""
+
+    path: Path
+    branch: str
+    begin: int
+    end: int
+    """Equal to `begin`: a history file, which holds no log."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryFacts:
+    """A data directory, looked at without its server."""
+
+    lineage: str
+    """Whose it is; "" where its control file is missing or damaged."""
+    in_use: str
+    """Why a server may be running in it or in one of its tablespaces; "": none does."""
+    tablespaces: Mapping[str, Path]
+    """Tablespace oid to where its link leads."""
+    log_directory: Path
+    """Where its log is, any link followed."""
+    log_files: tuple[PresentLog, ...]
+    """Log that was written there; files that wait to be written again are left out."""

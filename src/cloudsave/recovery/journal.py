@@ -24,6 +24,7 @@ PACKS_NAME = "cloudsave.restore.packs"
 _NEW_NAME = "cloudsave.restore.json.new"
 LEFT_BEFORE_BEGIN = frozenset({_NEW_NAME})
 """What a kill in the very first step leaves behind."""
+JOURNAL_FILES = frozenset({JOURNAL_NAME, PACKS_NAME, _NEW_NAME})
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -42,6 +43,10 @@ class JournalHead:
     inclusive: bool = True
     branch: str = ""
     format: int = 1
+    lineage: str = ""
+    """Whose data the directory holds; it has no control file that could tell."""
+    delta: bool = False
+    """It was begun over other files, which must be compared: nothing says which of them are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +99,21 @@ class Journal:
         """The journal of an unfinished restore; None where there is none. Raises: TargetDirectoryInUse."""
         return read_head(self._directory)
 
-    def begin(self, files_digest: str, backup_id: str = "") -> frozenset[str]:
+    def begin(self, files_digest: str, backup_id: str = "", lineage: str = "") -> frozenset[str]:
         """Start or take up a restore; the packs that need not be fetched again."""
         found = self.head()
         boot_id = current_boot_id()
         if found is not None and found.boot_id == boot_id and boot_id:
             return self._packs()
         self._unlink(PACKS_NAME)
-        self._write(JournalHead(files_digest, "", boot_id, backup_id))
+        self._write(JournalHead(files_digest, "", boot_id, backup_id, lineage=lineage))
         return frozenset()
+
+    def begin_delta(self, files_digest: str, backup_id: str, lineage: str) -> None:
+        """Start a restore over what is there, or take one up."""
+        self._unlink(PACKS_NAME)
+        head = JournalHead(files_digest, "", current_boot_id(), backup_id, lineage=lineage, delta=True)
+        self._write(head)
 
     def pack_done(self, pack: str) -> None:
         """Note that all bytes of a pack are written. From any thread."""

@@ -85,14 +85,14 @@ def plan_layout(manifest: Manifest, directory: Path, remap: Mapping[str, str]) -
 def check_vacant(layout: Layout, *, ignored: Collection[str] = ()) -> None:
     """Nothing is there yet but files that are `ignored`. Raises: TargetDirectoryInUse."""
     for place in (layout.directory, layout.config_directory):
-        if _is_occupied(place, ignored):
+        if is_occupied(place, ignored):
             raise TargetDirectoryInUse(
                 f"directory to restore into is not empty: {place}",
                 detail="A restore never deletes or overwrites what it did not write itself.",
                 hints=["choose an empty or absent directory, or move the old one aside"],
             )
     for oid, place in layout.tablespaces.items():
-        if _is_occupied(place, ignored):
+        if is_occupied(place, ignored):
             raise TargetDirectoryInUse(
                 f"directory of tablespace {oid} is not empty: {place}",
                 hints=[f"give it another one: --tablespace {oid}=/new/directory"],
@@ -110,7 +110,8 @@ def _check_apart(layout: Layout) -> None:
                 )
 
 
-def _is_occupied(place: Path, ignored: Collection[str]) -> bool:
+def is_occupied(place: Path, ignored: Collection[str] = ()) -> bool:
+    """Whether something is there that is not `ignored`. Raises: TargetDirectoryInUse."""
     try:
         return any(one.name not in ignored for one in place.iterdir())
     except FileNotFoundError:

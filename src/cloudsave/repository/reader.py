@@ -8,7 +8,6 @@ out. Memory = workers x (one stretch + one frame), and 36 bytes per run of block
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cloudsave.errors import IntegrityError
-from cloudsave.model.manifest import FileEntry, Manifest
+from cloudsave.kernels.pages import FingerprintKey
+from cloudsave.model.manifest import Manifest
+from cloudsave.repository.comparison import Comparison, PresentFiles, StaleBlocks, regions_of
 from cloudsave.repository.container import (
     FRAME_HEADER,
     HEADER_BYTES,
@@ -28,12 +29,12 @@ from cloudsave.repository.container import (
 )
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES, ZERO_FRAME, MapObject, SegmentMap, decode_map_object
+from cloudsave.repository.parallel import run_all
 
 STRETCH_BYTES_MAX = 8 << 20
 """Limit: bytes fetched by one request."""
 GAP_BYTES_MAX = 64 << 10
 """Frames that are not wanted are read along when they are smaller than this: cheaper than another request."""
-POLL_SECONDS = 0.2
 _PLACE = np.dtype(
     [
         ("pack", "<u4"),
@@ -113,6 +114,7 @@ class BackupReader:
         *,
         workers: int,
         skip_packs: Collection[str] = (),
+        stale: StaleBlocks | None = None,
         pack_done: Callable[[str], None] = _ignore_pack,
         advance: Callable[[int], None] = _ignore_count,
     ) -> None:
@@ -120,14 +122,30 @@ class BackupReader:
         Hand out all stored blocks: `write(file_index, file_offset, data)`, from several threads, in no
         order. `data` is valid only during the call; it begins at a multiple of 4096 in memory.
 
-        Blocks of zeros are not handed out: files are made at their full length, sparse. `pack_done` is told
-        of each pack whose blocks have all been written; `advance` of file bytes. The first error of a
-        worker ends it all.
+        Blocks of zeros are not handed out: files are made at their full length, sparse. With `stale` only
+        its blocks are fetched and handed out. `pack_done` is told of each pack whose blocks have all been
+        written; `advance` of file bytes. The first error of a worker ends it all.
         Raises: IntegrityError, ObjectMissing, StoreError, and what `write` raises.
         """
         skipped = {self._pack_numbers[name] for name in skip_packs if name in self._pack_numbers}
-        run = _Run(self, write, pack_done, advance)
-        run.execute((s for s in self._stretches() if s.pack not in skipped), workers)
+        run = _Run(self, write, stale, pack_done, advance)
+        wanted = (stretch for stretch in self._stretches(stale) if stretch.pack not in skipped)
+        run_all(wanted, run.read, workers=workers)
+
+    def compare(
+        self, present: PresentFiles, *, workers: int, advance: Callable[[int], None] = _ignore_count
+    ) -> StaleBlocks:
+        """
+        Find the blocks of `present` that are not this backup's, for `read_all` to hand out; those that are to
+        be zeros are cleared at once. Raises: IntegrityError, StoreError, OSError.
+        """
+        sizes = {i: one.size_bytes for i, one in enumerate(self.manifest.files) if one.map_index >= 0}
+        stale = StaleBlocks(sizes)
+        key = FingerprintKey.from_bytes(self._lineage.keys.fingerprint_seed(), page_bytes=BLOCK_BYTES)
+        comparison = Comparison(present, stale, key, advance)
+        regions = (region for index, segment, _ in self._segments() for region in regions_of(index, segment))
+        run_all(regions, comparison.compare, workers=workers)
+        return stale
 
     def read_file(self, file_index: int) -> bytes:
         """One file as a whole; for small ones. Raises: IntegrityError, StoreError."""
@@ -163,47 +181,53 @@ class BackupReader:
         content = self._lineage.get_blob(f"maps/{map_id}", Kind.MAP)
         return decode_map_object(content, f"map {map_id!r}")
 
+    def _segments(self) -> Iterator[tuple[int, SegmentMap, MapObject]]:
+        """The segment maps of all files that have one, by file number; each map object is read once."""
+        by_map: dict[int, list[int]] = {}
+        for index, entry in enumerate(self.manifest.files):
+            if entry.map_index >= 0:
+                by_map.setdefault(entry.map_index, []).append(index)
+        for number, files in by_map.items():
+            found = self._map(number)
+            for index in files:
+                entry = self.manifest.files[index]
+                if entry.map_ordinal >= len(found.segments):
+                    raise IntegrityError(f"map of {entry.path!r} is missing in its map object")
+                segment = found.segments[entry.map_ordinal]
+                if segment.file_bytes != entry.size_bytes:
+                    raise IntegrityError(f"map of {entry.path!r} is of another size than the file")
+                yield index, segment, found
+
     def _places(self) -> npt.NDArray[np.void]:
         """All runs of all files, by pack and offset."""
         if self._places_cache is None:
-            by_map: dict[int, list[tuple[int, FileEntry]]] = {}
-            for index, entry in enumerate(self.manifest.files):
-                if entry.map_index >= 0:
-                    by_map.setdefault(entry.map_index, []).append((index, entry))
-            parts = [part for number, files in by_map.items() for part in self._places_of(number, files)]
+            parts = [self._places_of(*found) for found in self._segments()]
             joined = np.concatenate(parts) if parts else np.empty(0, _PLACE)
             self._places_cache = joined[np.lexsort((joined["offset"], joined["pack"]))]
         return self._places_cache
 
-    def _places_of(
-        self, map_index: int, files: list[tuple[int, FileEntry]]
-    ) -> Iterator[npt.NDArray[np.void]]:
-        found = self._map(map_index)
+    def _places_of(self, index: int, segment: SegmentMap, found: MapObject) -> npt.NDArray[np.void]:
         try:
             numbers = np.array([self._pack_numbers[name] for name in found.packs], dtype=np.uint32)
         except KeyError as error:
             raise IntegrityError(
                 f"manifest of backup {self.manifest.backup_id!r} does not list pack {error}"
             ) from error
-        for index, entry in files:
-            if entry.map_ordinal >= len(found.segments):
-                raise IntegrityError(f"map of {entry.path!r} is missing in its map object")
-            segment = found.segments[entry.map_ordinal]
-            if segment.file_bytes != entry.size_bytes:
-                raise IntegrityError(f"map of {entry.path!r} is of another size than the file")
-            runs = segment.runs[segment.runs["frame"] != ZERO_FRAME]
-            frames = segment.frames[runs["frame"]]
-            places = np.empty(len(runs), _PLACE)
-            places["pack"] = numbers[frames["pack"]] if len(runs) else 0
-            for name in ("number", "offset", "sealed"):
-                places[name] = frames[name]
-            places["file"] = index
-            places["block"], places["count"], places["within"] = runs["block"], runs["count"], runs["offset"]
-            yield places
+        runs = segment.runs[segment.runs["frame"] != ZERO_FRAME]
+        frames = segment.frames[runs["frame"]]
+        places = np.empty(len(runs), _PLACE)
+        places["pack"] = numbers[frames["pack"]] if len(runs) else 0
+        for name in ("number", "offset", "sealed"):
+            places[name] = frames[name]
+        places["file"] = index
+        places["block"], places["count"], places["within"] = runs["block"], runs["count"], runs["offset"]
+        return places
 
-    def _stretches(self) -> Iterator[_Stretch]:
+    def _stretches(self, stale: StaleBlocks | None = None) -> Iterator[_Stretch]:
         """Requests in pack order."""
         places = self._places()
+        if stale is not None:
+            places = places[stale.touched(places)]
         ends = places["offset"] + FRAME_HEADER.size + places["sealed"]
         packs, offsets = places["pack"], places["offset"]
         for first, last in _spans(packs):
@@ -231,65 +255,25 @@ def _spans(keys: npt.NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
 
 
 class _Run:
-    """One `read_all`: a bounded queue of stretches and the threads that read them."""
+    """One `read_all`: opens what was fetched and hands it out."""
 
     def __init__(
         self,
         reader: BackupReader,
         write: Write,
+        stale: StaleBlocks | None,
         pack_done: Callable[[str], None],
         advance: Callable[[int], None],
     ) -> None:
         self._reader = reader
         self._write = write
+        self._stale = stale
         self._pack_done = pack_done
         self._advance = advance
         self._sizes = [entry.size_bytes for entry in reader.manifest.files]
         self._lock = threading.Lock()
         self._left: dict[int, int] = {}
-        self._error: BaseException | None = None
         self._openers: dict[str, ContainerReader] = {}
-
-    def execute(self, stretches: Iterator[_Stretch], workers: int) -> None:
-        """Read all; raises the first error."""
-        tasks: queue.Queue[_Stretch | None] = queue.Queue(2 * workers)
-        threads = [threading.Thread(target=self._work, args=(tasks,), daemon=True) for _ in range(workers)]
-        for thread in threads:
-            thread.start()
-        try:
-            for stretch in itertools.chain(stretches, itertools.repeat(None, workers)):
-                self._submit(tasks, stretch)
-        except BaseException as error:
-            self._error = self._error or error
-            raise
-        finally:
-            for thread in threads:
-                thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _submit(self, tasks: queue.Queue[_Stretch | None], stretch: _Stretch | None) -> None:
-        while True:
-            if self._error is not None:
-                raise self._error
-            try:
-                tasks.put(stretch, timeout=POLL_SECONDS)
-            except queue.Full:
-                continue
-            return
-
-    def _work(self, tasks: queue.Queue[_Stretch | None]) -> None:
-        try:
-            while self._error is None:
-                try:
-                    stretch = tasks.get(timeout=POLL_SECONDS)
-                except queue.Empty:
-                    continue
-                if stretch is None:
-                    return
-                self._read(stretch)
-        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
-            self._error = self._error or error
 
     def _opener(self, name: str) -> ContainerReader:
         found = self._openers.get(name)
@@ -297,7 +281,8 @@ class _Run:
             found = self._openers[name] = self._reader.open_pack(name)
         return found
 
-    def _read(self, stretch: _Stretch) -> None:
+    def read(self, stretch: _Stretch) -> None:
+        """Fetch a stretch and hand out all that is in it."""
         name = self._reader.pack_name(stretch.pack)
         opener = self._opener(name)
         content = self._reader.fetch(name, stretch.begin, stretch.end)
@@ -307,10 +292,12 @@ class _Run:
             if offset != opened:
                 plain = opener.open_into(content[offset - stretch.begin :], number=number, scratch=scratch)
                 opened = offset
-            begin = block * BLOCK_BYTES
-            length = min(count * BLOCK_BYTES, self._sizes[file] - begin)
-            self._write(file, begin, plain[within : within + length])
-            self._advance(length)
+            for first, last in [(0, count)] if self._stale is None else self._stale.runs(file, block, count):
+                begin = (block + first) * BLOCK_BYTES
+                length = min((last - first) * BLOCK_BYTES, self._sizes[file] - begin)
+                at = within + first * BLOCK_BYTES
+                self._write(file, begin, plain[at : at + length])
+                self._advance(length)
         with self._lock:
             left = self._left.get(stretch.pack, stretch.last_of_pack) - 1
             self._left[stretch.pack] = left

@@ -129,6 +129,28 @@ def test_a_restore_for_later_leaves_a_command_that_answers_truly(site: Site, tmp
     assert ask(first[1]) == 255
 
 
+def test_a_restore_over_the_directory_of_the_last_one(site: Site) -> None:
+    place = site.place()
+    typed = ["restore", "db", "--into", str(place), "--time", site.amid.isoformat()]
+    site.type("--json", *typed).json()
+    (place / "base/extra").write_text("too much")
+    assert site.type(*typed).code == 2, "a directory in use was written to"
+    shown = site.type("--json", *typed, "--delta", "--dry-run").json()
+    assert str(place / "base/extra") in shown["removes"]
+    assert (place / "base/extra").exists()
+    bins = str(site.cluster.bindir)
+    result = site.type("--json", *typed, "--delta", "--start", "--bin-dir", bins).json()
+    server = site.cluster.factory.adopt(site.cluster.major, place, start=False)
+    try:
+        assert result["bytes_kept"] > 10 * result["bytes_written"]
+        assert not (place / "base/extra").exists()
+        with psycopg.connect(result["connection_url"], autocommit=True) as connection:
+            assert connection.execute("SELECT max(i) FROM t").fetchone() == (10,)
+        assert "server may be running" in site.type(*typed, "--delta").stderr
+    finally:
+        server.run("pg_ctl", "stop", "-m", "immediate", "-D", str(place), check=False)
+
+
 def test_a_dry_run_shows_the_plan_and_touches_nothing(site: Site) -> None:
     place = site.place()
     result = site.type(

@@ -18,6 +18,7 @@ from cloudsave.recovery import journal as journal_module
 from cloudsave.recovery.journal import JOURNAL_NAME, PACKS_NAME, Journal
 from cloudsave.recovery.layout import plan_layout
 from cloudsave.recovery.restore import RestoreRequest, finish_restore, restore_files
+from cloudsave.repository.comparison import PresentFiles, StaleBlocks
 
 BLOCK = 8192
 
@@ -77,6 +78,7 @@ class FakeFiles:
         *,
         workers: int,
         skip_packs: Collection[str],
+        stale: StaleBlocks | None,
         pack_done: Callable[[str], None],
         advance: Callable[[int], None],
     ) -> None:
@@ -94,6 +96,9 @@ class FakeFiles:
                         advance(len(part))
             self._tick()
             pack_done(pack)
+
+    def compare(self, present: PresentFiles, *, workers: int, advance: Callable[[int], None]) -> StaleBlocks:
+        raise AssertionError("nothing is there to be compared")
 
     def _tick(self) -> None:
         if self.writes_left is not None:

@@ -1,0 +1,33 @@
+"""What has been written is on stable storage."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def sync_file_systems(places: Sequence[Path]) -> None:
+    """Everything written to the file systems of `places` is on stable storage. Raises: OSError."""
+    for place in places:
+        if not place.exists():
+            continue
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            if _libc.syncfs(descriptor) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), str(place))
+        finally:
+            os.close(descriptor)
+
+
+def sync_directory(path: str | Path) -> None:
+    """The entries of a directory are on stable storage."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
