@@ -188,6 +188,12 @@ class BackupLogLost(EngineError):
     code = "CS-2013"
 
 
+class ExtractionFailed(EngineError):
+    """Objects could not be taken out of a restored server, or not be put into another."""
+
+    code = "CS-2020"
+
+
 # ---- store -----------------------------------------------------------------------------------------------
 # ---------------
 class StoreError(CloudsaveError):
@@ -311,6 +317,20 @@ class LogNotInArchive(RecoveryError):
     """A log segment is proved to be beyond the end of the archive; `logs fetch` exits with 1."""
 
     code = "CS-5006"
+
+
+class ObjectsNotFound(RecoveryError):
+    """A database or table to be extracted is not in the restored server."""
+
+    code = "CS-5010"
+    exit_code = ExitCode.USAGE
+
+
+class DestinationUnfit(RecoveryError):
+    """The place that extracted objects are to go to cannot take them; nothing was restored."""
+
+    code = "CS-5011"
+    exit_code = ExitCode.USAGE
 
 
 # ---- integrity: never retried, always alarmed

@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from cloudsave.assembly import lineage_of, open_repository
+from cloudsave.cli.extraction import FORMATS, is_extraction, run_extraction
 from cloudsave.cli.formats import format_size
 from cloudsave.cli.frame import Command, CommandContext, source_argument, with_context
 from cloudsave.cli.times import parse_instant
 from cloudsave.engines.api import Dialect
-from cloudsave.engines.registry import dialect, directory_inspector, restore_target
-from cloudsave.errors import ExitCode, UsageError
+from cloudsave.engines.registry import collation_inspector, dialect, directory_inspector, restore_target
+from cloudsave.errors import EngineError, ExitCode, UsageError
 from cloudsave.model.log import instant_from_us
 from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
@@ -28,6 +29,7 @@ from cloudsave.recovery.bring_up import (
     leave_for_later,
     recovery_digest,
 )
+from cloudsave.recovery.collations import CollationReport, report_collations
 from cloudsave.recovery.continuation import plan_or_continue
 from cloudsave.recovery.delta import DeltaPlan, delta_options
 from cloudsave.recovery.history import History, IndexReader, read_history
@@ -78,6 +80,17 @@ class _Parts:
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of the server that --start leaves running.")
 @click.option("--bin-dir", type=click.Path(path_type=Path), help="Directory of the server's programs.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Server setting; repeatable.")
+@click.option("--database", metavar="NAME", help="Take out this database alone, by way of a sandbox.")
+@click.option("--table", multiple=True, metavar="[SCHEMA.]TABLE", help="Only this table of it; repeatable.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="New file for what is taken out."
+)
+@click.option(
+    "--format", type=click.Choice(FORMATS), help="Of that file.  [default: sql for *.sql, else archive]"
+)
+@click.option("--to-url", metavar="URL", help="Database that gets what is taken out, in one transaction.")
+@click.option("--replace", is_flag=True, help="What is taken out replaces what is there.")
+@click.option("--no-owner", is_flag=True, help="Leave owners and rights out.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and touch nothing.")
 @with_context
 def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | None:
@@ -86,8 +99,10 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
 
     A state that cannot be reached is refused before anything is touched, with the nearest ones that can.
     A restore that was interrupted goes on when the same command is run again.
+    With --database single databases and tables are taken out of a restored server that is gone afterwards.
     """
-    if given["into"] is None and not given["dry_run"]:
+    extracts = is_extraction(given)
+    if given["into"] is None and not given["dry_run"] and not extracts:
         raise UsageError("a restore needs --into DIR", hints=["--dry-run shows the plan without it"])
     if given["look"] and given["start"]:
         raise UsageError("cannot use --look with --start: one stays read-only, the other opens the server")
@@ -95,14 +110,18 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
     target = _target(context, parts.dialect, given)
     log_file_bytes = history.backups[-1].log_file_bytes
     indexes = IndexReader(parts.lineage, parts.dialect, log_file_bytes=log_file_bytes)
-    plan = plan_or_continue(target, lambda one: plan_recovery(one, history, indexes), given["into"])
+    begun_in = None if extracts else given["into"]
+    plan = plan_or_continue(target, lambda one: plan_recovery(one, history, indexes), begun_in)
     reader = BackupReader(parts.lineage, parts.lineage.manifest(plan.backup.backup_id))
     if given["dry_run"]:
-        ahead = look_ahead(reader.manifest, _request(parts, plan, given, history)) if given["into"] else None
+        ahead = look_ahead(reader.manifest, _request(parts, plan, given, history)) if begun_in else None
         _show_plan(context, plan, reader, ahead)
         return None
     for line in plan.describe():
         context.output.note(line)
+    if extracts:
+        run_extraction(context, parts.lineage, parts.dialect, plan, given, _pairs("--set", given["settings"]))
+        return None
     files = restore_files(reader, _request(parts, plan, given, history), progress=context.progress)
     for note in files.notes:
         context.output.note(f"note: {note}")
@@ -210,7 +229,7 @@ def _run_server(
     server = restore_target(parts.lineage.id.partition("-")[0])
     work = BringUpContext(parts.lineage, parts.dialect, server, context.clock, context.progress)
     up = bring_up(plan, files.directory, work, options)
-    _show_server(context, plan, files, up)
+    _show_server(context, plan, files, up, _collations(parts, plan, files, up))
     if not options.look:
         return None
     context.output.note("read-only; Ctrl-C stops it")
@@ -221,6 +240,25 @@ def _run_server(
         return ExitCode.DONE
     finally:
         server.stop()
+
+
+def _collations(
+    parts: _Parts, plan: RecoveryPlan, files: RestoredFiles, up: BroughtUp
+) -> CollationReport | None:
+    """What sorts otherwise here; None, with a remark, where the server, which runs by now, did not tell."""
+    inspector = collation_inspector(parts.dialect.name)
+    try:
+        report = report_collations(inspector, up.connection_url, plan.backup.settings, files.directory)
+    except EngineError as error:
+        parts.context.output.note(f"note: could not compare sort orders with the source's: {error.detail}")
+        return None
+    if report.file is not None:
+        databases = ", ".join(dict.fromkeys(one.database for one in report.changes))
+        parts.context.output.note(
+            f"warning: text sorts otherwise here than where the indexes were built ({databases}); queries may"
+            f" miss rows until they are rebuilt: {report.file} has the statements"
+        )
+    return report
 
 
 # ---- what is said
@@ -276,7 +314,13 @@ def _show_files(context: CommandContext, plan: RecoveryPlan, files: RestoredFile
     context.output.emit({**_facts(plan, files), "started": False}, human)
 
 
-def _show_server(context: CommandContext, plan: RecoveryPlan, files: RestoredFiles, up: BroughtUp) -> None:
+def _show_server(
+    context: CommandContext,
+    plan: RecoveryPlan,
+    files: RestoredFiles,
+    up: BroughtUp,
+    report: CollationReport | None,
+) -> None:
     # The server has proved its position; it does not count a commit that it was to stop after.
     last = instant_from_us(plan.last_commit.instant_us) if plan.last_commit else None
     state = up.opened or up.at_target
@@ -288,6 +332,8 @@ def _show_server(context: CommandContext, plan: RecoveryPlan, files: RestoredFil
         "replayed_offset": up.at_target.replayed_offset,
         "branch": state.branch,
         "connection_url": up.connection_url,
+        "collation_changes": report.changes if report else None,
+        "reindex_file": report.file if report else None,
     }
 
     def human() -> None:

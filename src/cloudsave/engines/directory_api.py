@@ -1,4 +1,4 @@
-"""The seam of data directories that are there already: looked at, never written, without their server."""
+"""The seam of data directories that are there already: looked at, never written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cloudsave.model.engine_facts import DirectoryFacts
 
 
 class DirectoryInspector(Protocol):
-    """Says what a directory is, and whether a server uses it."""
+    """Says what a directory is, and which server uses it."""
 
     def inspect(self, directory: Path) -> DirectoryFacts | None:
         """
@@ -23,4 +23,10 @@ class DirectoryInspector(Protocol):
         """
         Which running server has its data, log or a tablespace in, above or below one of `places`; "" where
         none has that can be seen from this process.
+        """
+
+    def end_server(self, directory: Path) -> None:
+        """
+        End the server that runs on a directory of ours, one that was left behind, and wait for it. Harmless
+        where there is none. Raises: ServerDidNotStart where it does not end.
         """

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cloudsave.engines.api import Dialect, Engine, RestoreTarget
+from cloudsave.engines.collation_api import CollationInspector
 from cloudsave.engines.directory_api import DirectoryInspector
+from cloudsave.engines.extract_api import Extractor
 from cloudsave.errors import UnusableUrl
 
 SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql"}
@@ -48,3 +52,24 @@ def directory_inspector(name: str) -> DirectoryInspector:
 
         return PostgresDirectoryInspector()
     raise UnusableUrl(f"cannot look at data of engine {name!r}", hints=["use a newer release of cloudsave"])
+
+
+def extractor(name: str, *, major: int, bin_directory: Path | None) -> Extractor:
+    """
+    The engine's way to take single objects out of a server of version `major`. Raises: UnusableUrl,
+    ServerToolsMissing.
+    """
+    if name == "postgresql":
+        from cloudsave.engines.postgresql.extract import PostgresExtractor
+
+        return PostgresExtractor(major, bin_directory)
+    raise UnusableUrl(f"cannot extract from engine {name!r}", hints=["use a newer release of cloudsave"])
+
+
+def collation_inspector(name: str) -> CollationInspector:
+    """The engine's way to compare sort orders with those of the source. Raises: UnusableUrl."""
+    if name == "postgresql":
+        from cloudsave.engines.postgresql.collation import PostgresCollationInspector
+
+        return PostgresCollationInspector()
+    raise UnusableUrl(f"cannot ask servers of engine {name!r}", hints=["use a newer release of cloudsave"])

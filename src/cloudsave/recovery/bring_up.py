@@ -17,7 +17,7 @@ from cloudsave.model.engine_facts import ServerRequest, ServerState
 from cloudsave.model.position import Position
 from cloudsave.recovery.plan import RecoveryPlan
 from cloudsave.recovery.reach import instant_text
-from cloudsave.recovery.replay import Feeder, replay_log
+from cloudsave.recovery.replay import READERS, READERS_DISTANT, Feeder, replay_log
 from cloudsave.recovery.restore import finish_restore
 from cloudsave.repository.lineage import Lineage
 from cloudsave.telemetry import Progress
@@ -118,6 +118,7 @@ def bring_up(
         check=lambda begin, log: context.dialect.check_replay(
             log, until=replayed_end - begin, log_file_bytes=plan.backup.log_file_bytes, directory=directory
         ),
+        readers=READERS_DISTANT if context.lineage.store.capabilities.distant else READERS,
         clock=context.clock,
     )
     try:

@@ -14,6 +14,7 @@ from cloudsave.model.log import LogHole, LogIndex, LogSegment
 from cloudsave.model.manifest import Manifest
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.parallel import map_ahead
 
 
 class Indexes(Protocol):
@@ -31,6 +32,8 @@ class Indexes(Protocol):
         """Whether a record begins at `offset`, which lies in `segment`."""
 
 
+MANIFESTS_IN_FLIGHT = 8
+"""Limit: manifests that are read at once."""
 RECORD_SEEN_BYTES = 8
 """So much of a record must be read for it to count as begun."""
 FIRST_BRANCH = "00000001"
@@ -99,7 +102,8 @@ def read_history(lineage: Lineage, dialect: Dialect) -> History:
     """
     Read what is stored of a lineage. Raises: TargetUnreachable where there is no backup, IntegrityError.
     """
-    backups = tuple(summary_of(lineage.manifest(backup_id)) for backup_id in lineage.backup_ids())
+    manifests = map_ahead(lineage.manifest, lineage.backup_ids(), in_flight=MANIFESTS_IN_FLIGHT)
+    backups = tuple(map(summary_of, manifests))
     if not backups:
         raise TargetUnreachable(
             f"lineage {lineage.id!r} has no backup to restore",

@@ -1,9 +1,9 @@
 """
 Which blocks of files that are there already are those of a backup, by the fingerprints in its maps.
 
-Files are looked at in regions. Of each region a sample is read first: where too little of it is right,
-reading the rest would cost more than it saves, and all of it counts as wrong. So where everything has changed
-a comparison costs the samples and no more.
+Files are looked at in regions. Of each region a sample is read first: where it is not right enough, reading
+the rest would cost more than it saves, and all of it counts as wrong. So where everything has changed a
+comparison costs the samples and no more.
 
 A block counts as right when its keyed fingerprint is that in the map: decision 0013 says why this is enough.
 Zeros are compared as such, byte by byte.
@@ -25,12 +25,17 @@ from cloudsave.repository.maps import BLOCK_BYTES, ZERO_FRAME, SegmentMap, block
 
 REGION_BLOCKS = 8192
 """Blocks that are sampled, and compared or given up, together (64 MiB); a multiple of 8."""
-SAMPLES = 8
-SAMPLE_BLOCKS = 8
+SAMPLES = 4
+SAMPLE_BLOCKS = 64
 SAMPLED_BLOCKS_MIN = 4 * SAMPLES * SAMPLE_BLOCKS
 """Smaller regions are read at once."""
-RIGHT_SHARE_MIN = 0.7
-"""With less of the sample right, reading a region costs about what it saves: writing is twice as dear."""
+WRONG_SHARE_NEAR = 0.0
+"""
+Of the sample, at most, for a region to be read where the repository is near: a frame of 128 blocks is fetched
+as a whole for one that is wrong, and fetching from near and writing is about as quick as reading.
+"""
+WRONG_SHARE_DISTANT = 0.5
+"""The same where bytes come over a network, which is slower than any disk."""
 READ_BLOCKS = 128
 """Blocks per read (1 MiB)."""
 Blocks = npt.NDArray[np.bool_]
@@ -123,8 +128,16 @@ class Comparison:
     """Compares regions with what is there. Thread-safe."""
 
     def __init__(
-        self, present: PresentFiles, stale: StaleBlocks, key: FingerprintKey, advance: Callable[[int], None]
+        self,
+        present: PresentFiles,
+        stale: StaleBlocks,
+        key: FingerprintKey,
+        *,
+        wrong_share_max: float,
+        advance: Callable[[int], None],
     ) -> None:
+        """`wrong_share_max`: of a region's sample, for the region to be read."""
+        self._wrong_max = int(wrong_share_max * SAMPLES * SAMPLE_BLOCKS)
         self._present = present
         self._stale = stale
         self._key = key
@@ -160,7 +173,7 @@ class Comparison:
         for number in range(SAMPLES):
             first = region.first + number * step
             wrong += int(self._differ(region, first, first + SAMPLE_BLOCKS).sum())
-        return wrong <= (1 - RIGHT_SHARE_MIN) * SAMPLES * SAMPLE_BLOCKS
+        return wrong <= self._wrong_max
 
     def _differ(self, region: Region, first: int, last: int) -> Blocks:
         """Which of the blocks [first, last), at most READ_BLOCKS, are not those of the backup."""

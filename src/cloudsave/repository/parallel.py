@@ -1,27 +1,52 @@
-"""A bounded queue of tasks and the threads that do them; the first error ends it all."""
+"""Bounded work in threads: tasks from a queue, and results made ahead; the first error ends it all."""
 
 from __future__ import annotations
 
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 POLL_SECONDS = 0.2
 TASKS_PER_WORKER = 2
 """Limit: tasks that wait for each thread."""
 T = TypeVar("T")
+R = TypeVar("R")
 
 
-def run_all(tasks: Iterator[T], work: Callable[[T], None], *, workers: int) -> None:
+def run_all(
+    tasks: Iterator[T], work: Callable[[T], None], *, workers: int, waiting_max: int | None = None
+) -> None:
     """
-    Do `work` for each task, in `workers` threads, in about the order of the tasks.
+    Do `work` for each task, in `workers` threads, in about the order of the tasks. `waiting_max`: tasks that
+    are taken from `tasks` ahead of the threads; None: TASKS_PER_WORKER for each.
 
     Raises: the first error of a thread or of `tasks`; what is under way is finished then, the rest is not
     begun.
     """
-    _Run(work).execute(tasks, workers)
+    _Run(work).execute(tasks, workers, waiting_max or TASKS_PER_WORKER * workers)
+
+
+def map_ahead(work: Callable[[T], R], items: Iterable[T], *, in_flight: int) -> Iterator[R]:
+    """
+    The results of `work` in the order of `items`, up to `in_flight` of them under way at once. Raises: what
+    `work` raises, when its result's turn comes.
+    """
+    with ThreadPoolExecutor(in_flight) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= in_flight:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class _Run(Generic[T]):
@@ -29,8 +54,8 @@ class _Run(Generic[T]):
         self._work = work
         self._error: BaseException | None = None
 
-    def execute(self, tasks: Iterator[T], workers: int) -> None:
-        waiting: queue.Queue[T | None] = queue.Queue(TASKS_PER_WORKER * workers)
+    def execute(self, tasks: Iterator[T], workers: int, waiting_max: int) -> None:
+        waiting: queue.Queue[T | None] = queue.Queue(waiting_max)
         threads = [threading.Thread(target=self._serve, args=(waiting,), daemon=True) for _ in range(workers)]
         for thread in threads:
             thread.start()

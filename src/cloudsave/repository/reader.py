@@ -2,7 +2,8 @@
 Reads a base backup: from the maps to the packs, in the order of the packs, in parallel.
 
 Each pack is read once, in stretches of neighbouring frames; every byte is authenticated before it is handed
-out. Memory = workers x (one stretch + one frame), and 36 bytes per run of blocks.
+out. Memory = workers x (one stretch + one frame), and 36 bytes per run of blocks; from a distant store
+REQUESTS_IN_FLIGHT stretches more are fetched ahead of the workers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,14 @@ import numpy.typing as npt
 from cloudsave.errors import IntegrityError
 from cloudsave.kernels.pages import FingerprintKey
 from cloudsave.model.manifest import Manifest
-from cloudsave.repository.comparison import Comparison, PresentFiles, StaleBlocks, regions_of
+from cloudsave.repository.comparison import (
+    WRONG_SHARE_DISTANT,
+    WRONG_SHARE_NEAR,
+    Comparison,
+    PresentFiles,
+    StaleBlocks,
+    regions_of,
+)
 from cloudsave.repository.container import (
     FRAME_HEADER,
     HEADER_BYTES,
@@ -29,10 +38,17 @@ from cloudsave.repository.container import (
 )
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES, ZERO_FRAME, MapObject, SegmentMap, decode_map_object
-from cloudsave.repository.parallel import run_all
+from cloudsave.repository.parallel import map_ahead, run_all
+from cloudsave.store.api import Buffer
 
 STRETCH_BYTES_MAX = 8 << 20
 """Limit: bytes fetched by one request."""
+REQUESTS_IN_FLIGHT = 16
+"""Limit: requests at once to a store that is distant; each holds a stretch or a map object."""
+MAPS_AHEAD = 2
+"""Limit: map objects read ahead from a store that is near."""
+READERS_MORE = 2
+"""Comparing waits for the disk more than it computes."""
 GAP_BYTES_MAX = 64 << 10
 """Frames that are not wanted are read along when they are smaller than this: cheaper than another request."""
 _PLACE = np.dtype(
@@ -72,9 +88,10 @@ def _ignore_count(count: int) -> None:
     """Nobody watches `count` bytes pass."""
 
 
-def open_pack(lineage: Lineage, name: str) -> ContainerReader:
-    """A reader of a pack's frames, by its full name."""
-    header = lineage.store.get_range(name, offset=0, length=HEADER_BYTES)
+def open_pack(lineage: Lineage, name: str, header: Buffer | None = None) -> ContainerReader:
+    """A reader of a pack's frames, by its full name; the header is fetched where it is not at hand."""
+    if header is None:
+        header = lineage.store.get_range(name, offset=0, length=HEADER_BYTES)
     return ContainerReader(lineage.keys, name, Kind.PACK, header)
 
 
@@ -130,7 +147,21 @@ class BackupReader:
         skipped = {self._pack_numbers[name] for name in skip_packs if name in self._pack_numbers}
         run = _Run(self, write, stale, pack_done, advance)
         wanted = (stretch for stretch in self._stretches(stale) if stretch.pack not in skipped)
-        run_all(wanted, run.read, workers=workers)
+        if not self._lineage.store.capabilities.distant:
+            run_all(wanted, lambda stretch: run.read(stretch, run.fetch(stretch)), workers=workers)
+            return
+        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="fetch") as pool:
+            fetched = ((stretch, pool.submit(run.fetch, stretch)) for stretch in wanted)
+            try:
+                run_all(
+                    fetched,
+                    lambda task: run.read(task[0], task[1].result()),
+                    workers=workers,
+                    waiting_max=REQUESTS_IN_FLIGHT,
+                )
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def compare(
         self, present: PresentFiles, *, workers: int, advance: Callable[[int], None] = _ignore_count
@@ -142,9 +173,11 @@ class BackupReader:
         sizes = {i: one.size_bytes for i, one in enumerate(self.manifest.files) if one.map_index >= 0}
         stale = StaleBlocks(sizes)
         key = FingerprintKey.from_bytes(self._lineage.keys.fingerprint_seed(), page_bytes=BLOCK_BYTES)
-        comparison = Comparison(present, stale, key, advance)
+        distant = self._lineage.store.capabilities.distant
+        share = WRONG_SHARE_DISTANT if distant else WRONG_SHARE_NEAR
+        comparison = Comparison(present, stale, key, wrong_share_max=share, advance=advance)
         regions = (region for index, segment, _ in self._segments() for region in regions_of(index, segment))
-        run_all(regions, comparison.compare, workers=workers)
+        run_all(regions, comparison.compare, workers=workers + READERS_MORE)
         return stale
 
     def read_file(self, file_index: int) -> bytes:
@@ -164,9 +197,9 @@ class BackupReader:
             content[begin : min(begin + len(data), entry.size_bytes)] = data[: entry.size_bytes - begin]
         return bytes(content)
 
-    def open_pack(self, name: str) -> ContainerReader:
-        """A reader of a pack's frames, by its full name."""
-        return open_pack(self._lineage, name)
+    def open_pack(self, name: str, header: Buffer | None) -> ContainerReader:
+        """See the function of that name."""
+        return open_pack(self._lineage, name, header)
 
     def pack_name(self, number: int) -> str:
         """Full object name of a pack of the manifest."""
@@ -187,8 +220,9 @@ class BackupReader:
         for index, entry in enumerate(self.manifest.files):
             if entry.map_index >= 0:
                 by_map.setdefault(entry.map_index, []).append(index)
-        for number, files in by_map.items():
-            found = self._map(number)
+        in_flight = REQUESTS_IN_FLIGHT if self._lineage.store.capabilities.distant else MAPS_AHEAD
+        maps = map_ahead(self._map, by_map, in_flight=in_flight)
+        for found, files in zip(maps, by_map.values(), strict=True):
             for index in files:
                 entry = self.manifest.files[index]
                 if entry.map_ordinal >= len(found.segments):
@@ -242,8 +276,10 @@ class BackupReader:
                     begin = int(offsets[at])
             cuts.append(last)
             for low, high in itertools.pairwise(cuts):
-                end = int(ends[low:high].max())
-                yield _Stretch(int(packs[low]), int(offsets[low]), end, places[low:high], len(cuts) - 1)
+                begin, end = int(offsets[low]), int(ends[low:high].max())
+                if low == first and begin <= GAP_BYTES_MAX:
+                    begin = 0  # The header, which is needed to open the frames, comes along.
+                yield _Stretch(int(packs[low]), begin, end, places[low:high], len(cuts) - 1)
 
 
 def _spans(keys: npt.NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
@@ -275,17 +311,18 @@ class _Run:
         self._left: dict[int, int] = {}
         self._openers: dict[str, ContainerReader] = {}
 
-    def _opener(self, name: str) -> ContainerReader:
-        found = self._openers.get(name)
-        if found is None:
-            found = self._openers[name] = self._reader.open_pack(name)
-        return found
-
-    def read(self, stretch: _Stretch) -> None:
-        """Fetch a stretch and hand out all that is in it."""
+    def fetch(self, stretch: _Stretch) -> memoryview:
+        """The bytes of a stretch; its pack can be opened then."""
         name = self._reader.pack_name(stretch.pack)
-        opener = self._opener(name)
         content = self._reader.fetch(name, stretch.begin, stretch.end)
+        if name not in self._openers:
+            header = content[:HEADER_BYTES] if stretch.begin == 0 else None
+            self._openers[name] = self._reader.open_pack(name, header)
+        return content
+
+    def read(self, stretch: _Stretch, content: memoryview) -> None:
+        """Hand out all that is in a stretch."""
+        opener = self._openers[self._reader.pack_name(stretch.pack)]
         scratch, opened = scratch_of_thread(), -1
         plain = memoryview(b"")
         for _, number, offset, _, file, block, count, within in stretch.places.tolist():

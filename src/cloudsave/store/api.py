@@ -31,6 +31,8 @@ class StoreCapabilities:
     """`put` is atomic and refuses an existing name, also between machines."""
     durable_put: bool
     """When `put` returns, the object survives a power cut."""
+    distant: bool = False
+    """A request takes a round trip over a network, whatever its size: many at once, and few bytes, pay."""
 
 
 @dataclass(frozen=True, slots=True)

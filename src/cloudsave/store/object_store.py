@@ -136,7 +136,7 @@ class ObstoreStore:
     @property
     def capabilities(self) -> StoreCapabilities:
         """What the three services promise; an imitation may not: `cloudsave store validate` finds out."""
-        return StoreCapabilities(conditional_put=True, durable_put=True)
+        return StoreCapabilities(conditional_put=True, durable_put=True, distant=True)
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         """

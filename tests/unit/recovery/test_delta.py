@@ -85,6 +85,9 @@ class FakeInspector:
     def users_of(self, places: Sequence[Path]) -> str:
         return self.users
 
+    def end_server(self, directory: Path) -> None:
+        raise AssertionError("a server was ended")
+
 
 @dataclass
 class Site:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from cloudsave.model.manifest import Manifest
 from cloudsave.repository import comparison
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.reader import BackupReader
+from cloudsave.store.api import StoreCapabilities
 from cloudsave.store.memory import MemoryStore
 from tests.unit.repository.samples import BLOCK, lineage_on, noise, write_backup
 
@@ -62,6 +64,14 @@ def made_right(
 def assert_right(files: FilesInMemory, manifest: Manifest, wanted: dict[str, bytes]) -> None:
     for content, entry in zip(files.contents, manifest.files, strict=True):
         assert bytes(content) == wanted.get(entry.path, b""), entry.path
+
+
+class DistantStore(MemoryStore):
+    """A store that says that it is far away."""
+
+    @property
+    def capabilities(self) -> StoreCapabilities:
+        return replace(super().capabilities, distant=True)
 
 
 WANTED = {
@@ -136,18 +146,31 @@ def test_a_comparison_that_believes_everything_would_be_noticed(
         assert_right(files, manifest, WANTED)
 
 
-def test_where_all_is_wrong_little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "REGION_BLOCKS", 512)
+def test_where_all_is_wrong_little_is_read() -> None:
     lineage = lineage_on(MemoryStore())
-    size = 1024 * BLOCK
+    size = 4096 * BLOCK
     wanted = {"base/5/1": noise(1, size // 2) + bytes(size // 4) + noise(2, size // 4)}
     manifest = write_backup(lineage, "20260101T000000Z-0001", wanted)
     files, _ = made_right(lineage, manifest, {"base/5/1": noise(3, size)})
     assert_right(files, manifest, wanted)
-    assert files.bytes_read < size / 5
-    right = bytearray(wanted["base/5/1"])
-    right[:: BLOCK * 20] = bytes(len(right[:: BLOCK * 20]))
-    files, written = made_right(lineage, manifest, {"base/5/1": bytes(right)})
+    assert files.bytes_read <= size / 16
+
+
+@pytest.mark.parametrize("distant", [False, True])
+def test_a_few_wrong_blocks_are_worth_a_comparison_where_bytes_are_dear(distant: bool) -> None:
+    lineage = lineage_on(DistantStore() if distant else MemoryStore())
+    size = 2048 * BLOCK
+    wanted = {"base/5/1": noise(1, size)}
+    manifest = write_backup(lineage, "20260101T000000Z-0001", wanted)
+    there = bytearray(wanted["base/5/1"])
+    for block in range(0, 2048, 20):
+        there[block * BLOCK] ^= 1
+    files, written = made_right(lineage, manifest, {"base/5/1": bytes(there)})
     assert_right(files, manifest, wanted)
-    assert files.bytes_read >= size
-    assert len(written) < 60
+    if distant:
+        assert files.bytes_read >= size
+        assert len(written) == 103
+    else:
+        assert files.bytes_read <= size / 8
+    files, written = made_right(lineage, manifest, wanted)
+    assert not written

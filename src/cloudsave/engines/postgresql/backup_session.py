@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 
+from cloudsave.engines.postgresql.collation import LIBRARIES, LIBRARIES_SETTING
 from cloudsave.engines.postgresql.connection import translate
 from cloudsave.engines.postgresql.format_wal import parse_lsn
 from cloudsave.engines.postgresql.log import branch_of
@@ -135,13 +136,15 @@ class BackupSession:
         return Stopped(parse_lsn(lsn), label, tablespace_map or "")
 
     def settings(self) -> dict[str, str]:
-        """The settings of `SETTINGS_KEPT` that the role may see."""
+        """The settings of `SETTINGS_KEPT` that the role may see, and the versions of sort orders."""
         query = "select name, setting from pg_settings where name = any(%s) order by name"
         try:
             rows = self.connection.execute(query.encode(), (list(SETTINGS_KEPT),)).fetchall()
         except psycopg.Error as error:
             raise translate(error, "read the settings") from None
-        return {name: setting for name, setting in rows if setting is not None}
+        (libraries,) = self.row(LIBRARIES, doing="read the versions of sort orders")
+        kept = {name: setting for name, setting in rows if setting is not None}
+        return {**kept, LIBRARIES_SETTING: libraries} if libraries else kept
 
     def clock_us(self) -> int:
         """The server's clock, in microseconds since 1970."""

@@ -15,8 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.engines.postgresql.exclusions import CONTROL_FILE
 from cloudsave.engines.postgresql.format_control import parse_control
+from cloudsave.engines.postgresql.leftover import end_leftover_server
+from cloudsave.engines.postgresql.target import is_private
 from cloudsave.errors import CloudsaveError, TargetDirectoryInUse
 from cloudsave.model.engine_facts import DirectoryFacts, PresentLog
 
@@ -61,6 +64,10 @@ class PostgresDirectoryInspector:
                 if any(used == one or used in one.parents or one in used.parents for one in wanted):
                     return f"Process {pid}, a server on {data}, uses {used}."
         return ""
+
+    def end_server(self, directory: Path) -> None:
+        """See `DirectoryInspector.end_server`."""
+        end_leftover_server(directory, private=lambda path: is_private(path, directory), clock=SYSTEM_CLOCK)
 
     def _in_use(self, directory: Path, places: Sequence[Path]) -> str:
         pid_file = directory / "postmaster.pid"

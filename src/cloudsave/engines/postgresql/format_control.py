@@ -18,6 +18,8 @@
     160  8   u64 backup end LSN, if it was taken from a standby
     168  1   u8 an end-of-backup record must be met
     172  4   u32 wal_level
+    180  20  i32 max_connections, max_worker_processes, max_wal_senders, max_prepared_transactions,
+             max_locks_per_transaction: what a standby must have at least
     204  4   u32 alignment: 8
     208  8   f64 1234567.0
     216  4   u32 bytes of a page
@@ -35,6 +37,7 @@ Source: PostgreSQL src/include/catalog/pg_control.h of the versions 14, 16, 17 a
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -55,6 +58,15 @@ _CHECKPOINT = struct.Struct("<QIIB7xQI28xq")
 _RECOVERY = struct.Struct("<QI4xQQB3xI")
 _GEOMETRY = struct.Struct("<IdIIII")
 _U32 = struct.Struct("<I")
+_NEEDED = struct.Struct("<5i")
+NEEDED_SETTINGS = (
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+)
+"""In the order of the file. Source: PostgreSQL CheckRequiredParameterValues(), xlogrecovery.c."""
 
 
 class ServerRunState(IntEnum):
@@ -100,6 +112,8 @@ class ControlFile:
     wal_page_bytes: int
     wal_segment_bytes: int
     data_checksum_version: int
+    needed_settings: Mapping[str, int]
+    """Settings that must be as high as these, or no reader comes in while log is replayed."""
 
     @property
     def has_page_checksums(self) -> bool:
@@ -172,6 +186,7 @@ def _unpack(content: bytes) -> ControlFile:
         wal_page_bytes=wal_page,
         wal_segment_bytes=wal_segment,
         data_checksum_version=_U32.unpack_from(content, 252)[0],
+        needed_settings=dict(zip(NEEDED_SETTINGS, _NEEDED.unpack_from(content, 180), strict=True)),
     )
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 
 from cloudsave.engines.postgresql.log import format_lsn
+from cloudsave.errors import UsageError
 from cloudsave.model.engine_facts import ServerRequest
 
 AUTO_CONF = "postgresql.auto.conf"
@@ -39,9 +40,21 @@ KEPT_AFTERWARDS = {"archive_mode": "off"}
 """A restored server must not archive into the history of the server that it is a copy of."""
 
 
-def recovery_settings(request: ServerRequest) -> dict[str, str]:
-    """All settings that recovery depends on."""
+def recovery_settings(request: ServerRequest, needed: Mapping[str, int]) -> dict[str, str]:
+    """
+    All settings that recovery depends on. `needed`: those that must be as high as on the source, whatever the
+    configuration says that was restored or written for this host. Raises: UsageError.
+    """
     settings = dict(_NEUTRAL)
+    for name, least in needed.items():
+        settings[name] = str(least)
+        given = request.settings.get(name, "")
+        if given.isdigit() and int(given) < least:
+            raise UsageError(
+                f"cannot replay the log with {name} = {given}",
+                detail=f"The source had {least}, and a server that replays its log needs as much.",
+                hints=[f"--set {name}={least}; lower it after the server has been opened"],
+            )
     settings["restore_command"] = request.fetch_command
     settings["recovery_target_timeline"] = str(int(request.branch, 16))
     settings["recovery_target_lsn"] = format_lsn(request.recovery_end)

@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ import psycopg
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.postgresql.dialect import followed_branch, last_ancestor
+from cloudsave.engines.postgresql.exclusions import CONTROL_FILE
+from cloudsave.engines.postgresql.format_control import parse_control
 from cloudsave.engines.postgresql.leftover import end_leftover_server
 from cloudsave.engines.postgresql.log import branch_of, parse_lsn
 from cloudsave.engines.postgresql.programs import (
@@ -42,7 +45,7 @@ from cloudsave.engines.postgresql.recovery_settings import (
     recovery_settings,
     with_settings,
 )
-from cloudsave.errors import RecoveryMismatch, ServerDidNotStart
+from cloudsave.errors import CloudsaveError, RecoveryMismatch, ServerDidNotStart
 from cloudsave.model.engine_facts import ServerRequest, ServerState
 
 DEFAULT_PORT = 5432
@@ -55,6 +58,9 @@ SOCKET_DIRECTORY_BYTES_MAX = 90
 """Limit: the path of a Unix socket has 107 bytes; the server's name for it takes up to 16."""
 SHORT_PREFIX = "cloudsave-"
 DATABASES = ("postgres", "template1")
+_TOO_LOW = re.compile(
+    r"(max_\w+) = \d+ is a lower setting than on the primary server, where its value was (\d+)"
+)
 
 _STATE = """
 select pg_is_in_recovery(),
@@ -80,6 +86,8 @@ class PostgresTarget:
         self._private: Path | None = None
         self._programs = Path()
         self._login = ("postgres", "postgres")
+        self._log_begin = 0
+        """Where the log of this run begins in its file, in characters."""
 
     # ---- the life of a restored server
 
@@ -88,11 +96,12 @@ class PostgresTarget:
         self._request = request
         data = request.data_directory
         if self._process is None:
-            end_leftover_server(data, private=lambda path: _is_private(path, data), clock=self._clock)
+            end_leftover_server(data, private=lambda path: is_private(path, data), clock=self._clock)
         self._user = server_user(owner_uid=data.stat().st_uid)
         auto_conf = data / AUTO_CONF
         content = auto_conf.read_text(errors="surrogateescape") if auto_conf.exists() else ""
-        self._put(auto_conf, with_settings(content, recovery_settings(request)))
+        needed = _needed_settings(data)
+        self._put(auto_conf, with_settings(content, recovery_settings(request, needed)))
         (data / STANDBY_SIGNAL).unlink(missing_ok=True)
         self._put(data / RECOVERY_SIGNAL, "")
 
@@ -109,6 +118,7 @@ class PostgresTarget:
         command = [str(self._programs / "postgres"), "-D", str(self._config_directory(data))]
         for name, value in self._private_settings(request).items():
             command += ["-c", f"{name}={value}"]
+        self._log_begin = _characters_in(self._log_path())
         with self._log_path().open("ab") as log:
             self._own(self._log_path())
             self._process = subprocess.Popen(
@@ -133,6 +143,8 @@ class PostgresTarget:
             if state is not None and not state.in_recovery:
                 return self._opened_by_itself(state)
             if state is not None and state.paused_at_target:
+                if self._too_low():
+                    raise self._did_not("replay all of the log: the source's settings were raised in it")
                 return state
             if self._clock.monotonic() >= deadline:
                 return state or ServerState(
@@ -340,9 +352,28 @@ class PostgresTarget:
             return ServerDidNotStart(
                 f"restored server did not {what}",
                 detail=" | ".join(shown),
-                hints=[f"its whole log is {self._log_path()}"],
+                hints=[*self._too_low(), f"its whole log is {self._log_path()}"],
             )
         return ServerDidNotStart(f"restored server did not {what}")
+
+    def _too_low(self) -> list[str]:
+        """Settings that the log asks for, as arguments, where the server has stopped because of them."""
+        with contextlib.suppress(OSError):
+            said = self._log_path().read_text(errors="replace")[self._log_begin :]
+            return [f"--set {name}={value}" for name, value in dict(_TOO_LOW.findall(said)).items()]
+        return []
+
+
+def _characters_in(path: Path) -> int:
+    return len(path.read_text(errors="replace")) if path.exists() else 0
+
+
+def _needed_settings(data: Path) -> Mapping[str, int]:
+    """By the control file that was restored; none where it cannot be read: the server will say so."""
+    try:
+        return parse_control((data / CONTROL_FILE).read_bytes()).needed_settings
+    except (FileNotFoundError, CloudsaveError):
+        return {}
 
 
 def _private_directory(data: Path) -> Path:
@@ -354,7 +385,7 @@ def _private_directory(data: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=SHORT_PREFIX, dir="/tmp"))
 
 
-def _is_private(path: Path, data: Path) -> bool:
+def is_private(path: Path, data: Path) -> bool:
     """Whether `_private_directory` made it."""
     return path.name.startswith((f"{data.name}.run-", SHORT_PREFIX))
 

@@ -1,0 +1,148 @@
+"""
+Single databases and tables, as they were: a restore in a sandbox, a read-only look at the target, and from
+there into a file or another server.
+
+What can be known to fail is found before the restore: the destination, the file. The destination is written
+in one transaction, after everything has been read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cloudsave.engines.extract_api import Extractor
+from cloudsave.errors import DestinationUnfit, UsageError
+from cloudsave.model.extract import DumpFormat, FoundObjects, Selection
+from cloudsave.recovery.bring_up import BringUpContext, BringUpOptions, BroughtUp, bring_up, recovery_digest
+from cloudsave.recovery.durable import sync_directory
+from cloudsave.recovery.plan import RecoveryPlan
+from cloudsave.recovery.reaper import DATA_NAME
+from cloudsave.recovery.restore import RestoreRequest, choose_owner, restore_files
+from cloudsave.recovery.sandbox import sandbox
+from cloudsave.repository.reader import BackupReader
+
+PARTIAL_SUFFIX = ".partial"
+NO_LATER_COMMAND = "false"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractRequest:
+    """What to take out, and where to."""
+
+    selection: Selection
+    sandbox_root: Path
+    """The sandbox is made, and removed, in this directory."""
+    output: Path | None = None
+    form: DumpFormat = DumpFormat.SQL
+    to_url: str = ""
+    """The server that gets the objects; "": they go to `output`."""
+    replace: bool = False
+    """Whether objects that are there may be dropped."""
+    owner: str | None = None
+    workers: int = 0
+    bin_directory: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What was taken out."""
+
+    found: FoundObjects
+    at_target: BroughtUp
+    dump_bytes: int
+
+
+def extract(
+    plan: RecoveryPlan,
+    reader: BackupReader,
+    context: BringUpContext,
+    extractor: Extractor,
+    request: ExtractRequest,
+) -> Extracted:
+    """
+    Restore to the plan's end in a sandbox, and take the objects out.
+
+    Raises: DestinationUnfit, ObjectsNotFound, ExtractionFailed, and what `restore_files` and `bring_up`
+    raise. Whatever happens the sandbox is gone then, and the destination is as it was.
+    """
+    if request.to_url:
+        extractor.check_destination(request.to_url, request.selection, replace=request.replace)
+    if request.output is not None:
+        _check_output(request.output)
+    with sandbox(request.sandbox_root, reader.manifest.engine) as place:
+        data = _restore(plan, reader, context, request, place)
+        options = BringUpOptions(
+            bin_directory=request.bin_directory,
+            look=True,
+            later_command=NO_LATER_COMMAND,
+            settings=request.settings,
+        )
+        up = bring_up(plan, data, context, options)
+        dump = place / "dump" if request.output is None else _partial(request.output)
+        dump.unlink(missing_ok=True)
+        try:
+            found = extractor.find(up.connection_url, request.selection)
+            extractor.dump(
+                up.connection_url,
+                found,
+                dump,
+                form=request.form,
+                replace=request.replace,
+                into=request.to_url,
+            )
+            context.target.stop()
+            size = dump.stat().st_size
+            if request.output is None:
+                extractor.load(request.to_url, dump, form=request.form, replace=request.replace)
+            else:
+                _publish(dump, request.output)
+        finally:
+            context.target.stop()
+            dump.unlink(missing_ok=True)
+    return Extracted(found, up, size)
+
+
+def _restore(
+    plan: RecoveryPlan, reader: BackupReader, context: BringUpContext, request: ExtractRequest, place: Path
+) -> Path:
+    owner = choose_owner(request.owner, place)
+    if owner is not None:
+        os.chown(place, owner.uid, owner.gid)
+    files = RestoreRequest(
+        directory=place / DATA_NAME,
+        tablespaces={oid: str(place / f"space-{oid}") for oid in reader.manifest.tablespaces},
+        owner=owner.name if owner else None,
+        workers=request.workers,
+        recovery_digest=recovery_digest(plan),
+    )
+    return restore_files(reader, files, progress=context.progress).directory
+
+
+def _check_output(output: Path) -> None:
+    if output.exists():
+        raise DestinationUnfit(
+            f"file exists already: {output}", hints=["name another file, or remove that one first"]
+        )
+    parent = output.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write a file into {parent}", hints=["does the directory exist?"])
+
+
+def _partial(output: Path) -> Path:
+    absolute = output.absolute()
+    return absolute.with_name(absolute.name + PARTIAL_SUFFIX)
+
+
+def _publish(partial: Path, output: Path) -> None:
+    """The file appears whole, on stable storage, and over no other one."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    try:
+        os.link(partial, output.absolute())
+    except FileExistsError as error:
+        raise DestinationUnfit(f"file exists already: {output}") from error
+    sync_directory(output.absolute().parent)
