@@ -6,9 +6,9 @@ The script's exit code is what keeps a server from losing data in silence: 1, "t
 for names that the plan proves to be beyond its end and for history files that are not stored; 255, which
 makes the server stop, for every trouble: a feeder that died, an error, a name that cannot be answered.
 
-The server gets a file by a second name for the same bytes where both are on one file system: it waits while the
-script runs, and copying would be a tenth of the replay. Neither side ever writes into such a file: the feeder
-puts new ones, and a server leaves a branch by a copy. (Source: XLogInitNewTimeline(), xlog.c.)
+The server gets a file by a second name for the same bytes where both are on one file system: it waits while
+the script runs, and copying would be a tenth of the replay. Neither side ever writes into such a file: the
+feeder puts new ones, and a server leaves a branch by a copy. (Source: XLogInitNewTimeline(), xlog.c.)
 
     spool/ready/NAME     a whole log or history file, put there by rename
     spool/absent/NAME    proved not to exist
