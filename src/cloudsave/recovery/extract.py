@@ -1,6 +1,7 @@
 """
-Single databases and tables, as they were: a restore in a sandbox, a read-only look at the target, and from
-there into a file or another server.
+Single databases and tables, as they were: a restore in a sandbox, and from there into a file or another
+server. The server in the sandbox is opened: one that waits at the target holds the locks of transactions that
+were under way there, above all of the one that drops the very table.
 
 What can be known to fail is found before the restore: the destination, the file. The destination is written
 in one transaction, after everything has been read.
@@ -77,7 +78,6 @@ def extract(
         data = _restore(plan, reader, context, request, place)
         options = BringUpOptions(
             bin_directory=request.bin_directory,
-            look=True,
             later_command=NO_LATER_COMMAND,
             settings=request.settings,
         )

@@ -31,6 +31,8 @@ from cloudsave.model.extract import DumpFormat, FoundObjects, NeededObject, Sele
 APPLICATION = "cloudsave extract"
 PROGRAMS = ("pg_dump", "pg_restore", "psql")
 NEAR_NAMES_MAX = 5
+LOCK_WAIT_MS = 60_000
+"""Limit: a transaction that was prepared for a two-phase commit may hold a table for ever."""
 TOLD_CHARACTERS_MAX = 2000
 _TOC_LINE = re.compile(r"\d+; (\d+) (\d+) ")
 _KEPT_VARIABLES = ("PATH", "HOME", "PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE", "PGSSLROOTCERT", "PGSSLMODE")
@@ -95,7 +97,8 @@ class PostgresExtractor:
             needs = tuple(_absent(needs, into))
         target = conninfo(url, dbname=found.selection.database)
         options = [] if found.selection.keep_owners else ["--no-owner", "--no-privileges"]
-        command = ["pg_dump", "--no-unlogged-table-data", f"--dbname={target}", *options]
+        command = ["pg_dump", "--no-unlogged-table-data", f"--lock-wait-timeout={LOCK_WAIT_MS}"]
+        command += [f"--dbname={target}", *options]
         names = [*found.tables]
         patterns = [f"--table={_pattern(schema)}.{_pattern(name)}" for schema, name in names]
         patterns += [f"--table={one.identity}" for one in needs if one.kind == "sequence"]
