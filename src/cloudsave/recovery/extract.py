@@ -26,7 +26,6 @@ from cloudsave.recovery.sandbox import sandbox
 from cloudsave.repository.reader import BackupReader
 
 PARTIAL_SUFFIX = ".partial"
-NO_LATER_COMMAND = "false"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,7 @@ def extract(
         _check_output(request.output)
     with sandbox(request.sandbox_root, reader.manifest.engine) as place:
         data = _restore(plan, reader, context, request, place)
-        options = BringUpOptions(
-            bin_directory=request.bin_directory,
-            later_command=NO_LATER_COMMAND,
-            settings=request.settings,
-        )
+        options = BringUpOptions(bin_directory=request.bin_directory, settings=request.settings)
         up = bring_up(plan, data, context, options)
         dump = place / "dump" if request.output is None else _partial(request.output)
         dump.unlink(missing_ok=True)
