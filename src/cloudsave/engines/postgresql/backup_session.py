@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,13 @@ class BackupSession:
             rows = self.connection.execute(query.encode(), (list(SETTINGS_KEPT),)).fetchall()
         except psycopg.Error as error:
             raise translate(error, "read the settings") from None
-        (libraries,) = self.row(LIBRARIES, doing="read the versions of sort orders")
         kept = {name: setting for name, setting in rows if setting is not None}
-        return {**kept, LIBRARIES_SETTING: libraries} if libraries else kept
+        # A backup does not fail for what only helps to warn.
+        with suppress(psycopg.Error):
+            found = self.connection.execute(LIBRARIES.encode()).fetchone()
+            if found is not None and found[0]:
+                kept[LIBRARIES_SETTING] = found[0]
+        return kept
 
     def clock_us(self) -> int:
         """The server's clock, in microseconds since 1970."""

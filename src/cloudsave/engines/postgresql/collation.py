@@ -22,9 +22,9 @@ LIBRARIES_SETTING = "cloudsave.collation_libraries"
 FIRST_SERVER_WITH_DATABASE_VERSIONS = 150000
 
 LIBRARIES = """
-select coalesce(string_agg(collprovider || '=' || version, ' ' order by collprovider), '')
-from (select collprovider, max(pg_collation_actual_version(oid)) as version from pg_collation
-      where collprovider in ('c', 'i') group by collprovider) found where version is not null
+select coalesce(string_agg(provider || '=' || version, ' ' order by provider), '')
+from (select collprovider::text as provider, max(pg_collation_actual_version(oid)) as version
+      from pg_collation where collprovider in ('c', 'i') group by 1) found where version is not null
 """
 _DATABASES = "select datname from pg_database where datallowconn order by datname"
 _DEFAULT = """
@@ -74,7 +74,8 @@ def _default_order(
         row = session.execute(_DEFAULT).fetchone()
         if row is not None and row[0] is not None and row[0] != row[1]:
             refresh = _text(session, "ALTER DATABASE {} REFRESH COLLATION VERSION", database)
-            yield CollationChange(database, "", row[0], row[1] or "", (again, refresh))
+            # A server refuses to record that a library tells no version.
+            yield CollationChange(database, "", row[0], row[1] or "", (again, refresh)[: 1 + bool(row[1])])
         return
     row = session.execute(_DEFAULT_14).fetchone()
     then = _versions(recorded.get(LIBRARIES_SETTING, "")).get("c", "")
