@@ -63,7 +63,8 @@ last= same=0
 while :; do
     echo > "$spool/wanted/$1" || exit 255
     if [ -f "$spool/ready/$1" ]; then
-        ln "$spool/ready/$1" "$2" 2> /dev/null && exit 0
+        ln -f "$spool/ready/$1" "$2" 2> /dev/null && exit 0
+        rm -f "$2"
         cp "$spool/ready/$1" "$2" && exit 0
         [ -f "$spool/ready/$1" ] && exit 255
     fi

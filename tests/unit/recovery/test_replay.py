@@ -99,6 +99,12 @@ def ask(command: str, name: str, place: Path) -> tuple[int, bytes]:
     """Run a restore command as the server does; its exit code and what it fetched."""
     destination = place / "server" / "RECOVERYXLOG"
     destination.unlink(missing_ok=True)
+    code = fetch(command, name, place)
+    return code, destination.read_bytes() if destination.exists() else b""
+
+
+def fetch(command: str, name: str, place: Path) -> int:
+    """The same over what lies at the destination."""
     meant = {"%f": name, "%p": "RECOVERYXLOG", "%%": "%"}
     shown = re.sub("%[fp%]", lambda found: meant[found[0]], command)
     done = subprocess.run(
@@ -109,7 +115,7 @@ def ask(command: str, name: str, place: Path) -> tuple[int, bytes]:
         capture_output=True,
         **server_user(),  # type: ignore[call-overload]
     )
-    return done.returncode, destination.read_bytes() if destination.exists() else b""
+    return done.returncode
 
 
 def test_files_come_in_order_and_again_with_exactly_their_bytes(feeder: Feeder, place: Path) -> None:
@@ -119,6 +125,29 @@ def test_files_come_in_order_and_again_with_exactly_their_bytes(feeder: Feeder, 
         assert code == 0
         assert content == bytes(log_byte(offset) for offset in range(begin, begin + FILE_BYTES))
     assert feeder.position() == 5 * FILE_BYTES
+
+
+def test_a_file_is_handed_over_without_a_copy_and_never_written_through_another_one(
+    feeder: Feeder, place: Path
+) -> None:
+    destination = place / "server/RECOVERYXLOG"
+    for name in (name_of(2), name_of(3)):
+        assert ask(feeder.command(), name, place)[0] == 0
+        ready = feeder.spool / "ready" / name
+        assert destination.samefile(ready)
+        assert ready.stat().st_mode & 0o777 == 0o600
+    first = feeder.spool / "ready" / name_of(2)
+    before = first.read_bytes()
+    # Where there can be no second name, a copy does; what lies at the destination is not written through.
+    script = feeder.spool / "fetch"
+    script.write_text(script.read_text().replace("ln -f", "false"))
+    destination.unlink()
+    os.link(first, destination)
+    for name in (name_of(3), name_of(4)):
+        assert fetch(feeder.command(), name, place) == 0
+        assert destination.read_bytes() == (feeder.spool / "ready" / name).read_bytes()
+        assert not destination.samefile(feeder.spool / "ready" / name)
+    assert first.read_bytes() == before
 
 
 def test_the_last_file_is_filled_with_zeros(feeder: Feeder, place: Path) -> None:
