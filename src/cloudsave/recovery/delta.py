@@ -36,6 +36,8 @@ from cloudsave.recovery.layout import CONTROL_FILES, REPLACED_FILES, TABLESPACES
 ASIDE_SUFFIX = ".log-set-aside"
 LINKED_DIRECTORIES = frozenset({"pg_wal"})
 """Directories that may be links to another file system; they stay so."""
+KEPT_NAMES = JOURNAL_FILES | {"lost+found"}
+"""What stays at the top of a place: our own files, and the file system's."""
 _OLD_SUFFIX = ".cloudsave-old"
 _PUNCH_HOLE_KEEP_SIZE = 3
 _ZEROS = bytes(1 << 20)
@@ -197,7 +199,7 @@ def _walk(
             continue
         for entry in entries:
             if folder == root and (
-                entry.name in JOURNAL_FILES or (owned is not None and entry.name not in owned)
+                entry.name in KEPT_NAMES or (owned is not None and entry.name not in owned)
             ):
                 continue
             stays = _may_stay(entry, wanted.get(entry.path), top=folder == root)

@@ -201,7 +201,7 @@ def look_ahead(manifest: Manifest, request: RestoreRequest) -> DeltaPlan | None:
     Raises: TargetDirectoryInUse, UsageError, IntegrityError.
     """
     layout = layout_of(manifest, request)
-    if request.delta is None or not is_occupied(layout.directory):
+    if request.delta is None or not is_occupied(layout.directory, LEFT_BEFORE_BEGIN):
         return None
     return _check_delta(layout, manifest, request.delta, read_head(layout.directory))
 
@@ -272,7 +272,7 @@ def _prepare(layout: Layout, manifest: Manifest, digest: str, request: RestoreRe
             head = journal.head()
     recovery_digest = request.recovery_digest or NO_RECOVERY
     complete = head is not None and (head.files_digest, head.recovery_digest) == (digest, recovery_digest)
-    if request.delta is not None and not complete and is_occupied(directory):
+    if request.delta is not None and not complete and is_occupied(directory, LEFT_BEFORE_BEGIN):
         plan = _check_delta(layout, manifest, request.delta, head)
         _check_space(layout, manifest, plan.there_bytes)
         return _Start(head is not None, request.delta)

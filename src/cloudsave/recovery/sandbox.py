@@ -17,6 +17,7 @@ from pathlib import Path
 from cloudsave.recovery.reaper import DONE, reap
 
 PREFIX = "cloudsave-sandbox-"
+NEW_PREFIX = "cloudsave-new-"
 REAPER_SECONDS_MAX = 10.0
 ROOT_MODE = 0o711
 """Of a directory that is made for sandboxes: the server's user passes through to its own."""
@@ -30,8 +31,7 @@ def sandbox(root: Path, engine: str) -> Iterator[Path]:
     """
     root.mkdir(mode=ROOT_MODE, parents=True, exist_ok=True)
     _sweep(root, engine)
-    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root.absolute()))
-    held = _lock(directory)
+    directory, held = _make(root.absolute())
     reaper = subprocess.Popen(
         [sys.executable, "-m", "cloudsave.recovery.reaper", engine, str(directory)],
         stdin=subprocess.PIPE,
@@ -48,6 +48,15 @@ def sandbox(root: Path, engine: str) -> Iterator[Path]:
             reaper.communicate(DONE, timeout=REAPER_SECONDS_MAX)
         if held is not None:
             os.close(held)
+
+
+def _make(root: Path) -> tuple[Path, int | None]:
+    """A sandbox that is locked before another process can take it for one that was left behind."""
+    new = Path(tempfile.mkdtemp(prefix=NEW_PREFIX, dir=root))
+    held = _lock(new)
+    directory = new.with_name(PREFIX + new.name.removeprefix(NEW_PREFIX))
+    new.rename(directory)
+    return directory, held
 
 
 def _sweep(root: Path, engine: str) -> None:

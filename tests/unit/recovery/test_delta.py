@@ -149,7 +149,7 @@ def tree(directory: Path) -> dict[str, object]:
     for root in (directory, directory.with_name(directory.name + "-space")):
         for path in sorted(root.rglob("*")):
             name = f"{root.name[len(directory.name) :]}/{path.relative_to(root)}"
-            if path.name in JOURNAL_FILES:
+            if path.name in {*JOURNAL_FILES, "lost+found"}:
                 continue
             if path.is_symlink():
                 found[name] = "link"
@@ -177,6 +177,7 @@ def spoil(directory: Path, seed: int = 1) -> None:
     (directory / "base/6/1").write_bytes(b"a database that was made later")
     (directory / "base/5/link").symlink_to("/etc/passwd")
     (directory / "recovery.signal").touch()
+    (directory / "lost+found").mkdir(exist_ok=True)
     (directory / "tablespace_map").write_bytes(b"16385 /old\n")
     (directory.with_name(directory.name + "-space") / "PG_18_1/5/7").write_bytes(b"wrong")
     (directory.with_name(directory.name + "-space") / "PG_18_1/5/8").write_bytes(b"extra")
@@ -199,6 +200,7 @@ def test_a_spoilt_directory_becomes_what_a_fresh_restore_makes(site: Site) -> No
     }
     site.over(spoilt)
     assert tree(spoilt) == wanted
+    assert (spoilt / "lost+found").is_dir()
     assert Path("/etc/passwd").exists()
 
 
