@@ -45,6 +45,7 @@ class Watch:
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         self.seconds = 0.0
+        self._begin = 0.0
         self._stop = threading.Event()
 
     def begin(self, target: PostgresTarget) -> Callable[[], None]:
@@ -67,13 +68,13 @@ class Watch:
                 continue
 
     def _sample_session(self, session: psycopg.Connection) -> None:
-        begin = time.perf_counter()
+        self._begin = self._begin or time.perf_counter()
         while not self._stop.wait(SAMPLE_SECONDS):
             row = session.execute(_WAIT).fetchone()
             if row is None or row[0] == "RecoveryPause":
                 break
             self.waits[row[0] or "computes"] += 1
-            self.seconds = time.perf_counter() - begin
+            self.seconds = time.perf_counter() - self._begin
 
 
 def produce(server: dataset.Server, config: Path, log_bytes: int) -> int:

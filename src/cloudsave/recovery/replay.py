@@ -50,16 +50,19 @@ READY_MODE = 0o600
 """Of a file that the server takes over as it is, by a second name, without a copy of its bytes."""
 CACHE_BYTES_MAX = 64 << 20
 POLL_SECONDS = 0.05
+QUICK_POLLS = 10
+"""So often the script looks again at once: mostly a file is nearly ready."""
 BEAT_EVERY_POLLS = 10
 DEAD_AFTER_SECONDS = 60
 """The script gives up when the beat has not changed for so long."""
 
 _SCRIPT = """\
 #!/bin/sh
-# Usage: fetch NAME DESTINATION. Exit codes: 0 done; 1 proved absent; 255 any trouble.
+# Read by a shell whose arguments are NAME and DESTINATION.
+# Exit codes: 0 done; 1 proved absent; 255 any trouble.
 spool={spool}
 case $1 in '' | *[!0-9A-Za-z._]*) exit 255 ;; esac
-last= same=0
+last= same=0 quick=0
 while :; do
     echo > "$spool/wanted/$1" || exit 255
     if [ -f "$spool/ready/$1" ]; then
@@ -73,7 +76,7 @@ while :; do
     read -r beat < "$spool/beat" || beat=
     if [ "$beat" = "$last" ]; then same=$((same + 1)); else last=$beat same=0; fi
     [ "$same" -ge {polls_max} ] && {{ echo "cloudsave does not feed $spool any more" >&2; exit 255; }}
-    sleep 0.05
+    if [ "$quick" -lt {quick_polls} ]; then quick=$((quick + 1)); sleep 0.01; else sleep 0.05; fi
 done
 """
 
@@ -206,7 +209,9 @@ class Feeder:
             (self.spool / "ready" / f"{branch}.history").write_bytes(content)
         self._beat()
         script = _SCRIPT.format(
-            spool=shlex.quote(str(self.spool)), polls_max=int(DEAD_AFTER_SECONDS / POLL_SECONDS)
+            spool=shlex.quote(str(self.spool)),
+            polls_max=int(DEAD_AFTER_SECONDS / POLL_SECONDS) + QUICK_POLLS,
+            quick_polls=QUICK_POLLS,
         )
         (self.spool / "fetch").write_text(script)
         for one in (self.spool, *self.spool.rglob("*")):
@@ -219,7 +224,7 @@ class Feeder:
         (a shell says 2 or 127) must not look like a missing file: every code but 0 and 1 becomes 255.
         """
         script = shlex.quote(str(self.spool / "fetch")).replace("%", "%%")
-        return f'/bin/sh {script} "%f" "%p"; rc=$?; [ $rc -le 1 ] || rc=255; exit $rc'
+        return f'(set -- "%f" "%p"; . {script}); rc=$?; [ $rc -le 1 ] || rc=255; exit $rc'
 
     def position(self) -> int:
         """Offset of the last log file that the server asked for."""

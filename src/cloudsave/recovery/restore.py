@@ -58,6 +58,8 @@ from cloudsave.repository.comparison import PresentFiles, StaleBlocks
 from cloudsave.telemetry import NoProgress, Progress
 
 WORKERS_MAX = 16
+WAITING_WORKERS = 1
+"""Threads beyond those that compute, since each waits for the disk now and then."""
 SPACE_RESERVE_BYTES = 64 << 20
 """Left free on each file system beyond the files themselves."""
 DIRECT_BYTES_MIN = 64 << 10
@@ -102,7 +104,7 @@ class RestoreRequest:
     """User who is to own the files; None: the owner of the directory (or of the nearest one above it),
     or `postgres` where that is root."""
     workers: int = 0
-    """Threads; 0: one more than processors."""
+    """Threads that compute; 0: as many as processors."""
     recovery_digest: str = ""
     """Of the recovery that will follow; a directory whose files are complete is used for no other."""
     replay: ReplayStop | None = None
@@ -160,7 +162,7 @@ def restore_files(
     with Journal(layout.directory) as journal:
         head = journal.head()
         if start.delta is not None or head is None or not head.recovery_digest:
-            workers = request.workers or min(WORKERS_MAX, (os.cpu_count() or 1) + 1)
+            workers = min(WORKERS_MAX, (request.workers or os.cpu_count() or 1) + WAITING_WORKERS)
             with _full_disk_explained(layout):
                 if start.delta is None:
                     done = journal.begin(digest, manifest.backup_id, manifest.lineage)
