@@ -44,3 +44,5 @@ class FoundObjects:
     tables: tuple[tuple[str, str], ...] = ()
     """(schema, name), partitions included; empty: the whole database."""
     needs: tuple[NeededObject, ...] = ()
+    removals: tuple[str, ...] = ()
+    """Statements that make room for the tables where they are to replace others."""

@@ -118,7 +118,11 @@ def test_tables_come_back_with_what_they_need_and_only_once(shop: Shop) -> None:
     )
     assert psql("SELECT count(*) FROM parts_2", dbname="rescued") == "10"
     assert psql('SELECT (pair).m FROM "weird schema"."Odd ""Name"".with *"', dbname="rescued") == "glad"
-    assert psql("INSERT INTO users (name) VALUES ('new') RETURNING id, ticket", dbname="rescued") == "52|151"
+    # Sequences go on; a server logs them ahead of their use.
+    following = psql(
+        "INSERT INTO users (name) VALUES ('new') RETURNING id > 51, ticket > 150", dbname="rescued"
+    )
+    assert following == "t|t"
     # The tables as they are now: the check above can fail.
     assert psql("SELECT count(*) FROM users", dbname="shop") == "10"
     assert list(shop.sandboxes.iterdir()) == []

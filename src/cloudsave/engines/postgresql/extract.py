@@ -80,12 +80,13 @@ class PostgresExtractor:
             needs = session.execute(NEEDS, {"tables": [row[2] for row in rows]}).fetchall()
         return FoundObjects(
             selection,
-            tuple((str(schema), str(name)) for schema, name, _ in rows),
+            tuple((str(schema), str(name)) for schema, name, *_ in rows),
             tuple(
                 NeededObject(str(kind), str(identity), int(catalogue), int(number))
                 for catalogue, number, kind, identity, is_member in needs
                 if not is_member
             ),
+            tuple(str(row[3]) for row in rows),
         )
 
     def dump(
@@ -102,15 +103,19 @@ class PostgresExtractor:
         names = [*found.tables]
         patterns = [f"--table={_pattern(schema)}.{_pattern(name)}" for schema, name in names]
         patterns += [f"--table={one.identity}" for one in needs if one.kind == "sequence"]
-        if form is DumpFormat.ARCHIVE:
-            self._run([*command, "--format=custom", f"--file={file}", *patterns])
-            return
-        clean = ["--clean", "--if-exists"] if replace else []
-        with file.open("xb") as out:
-            os.fchmod(out.fileno(), 0o600)
-            if found.tables:
-                self._write_needs(command, needs, file, out.fileno())
-            self._run([*command, *clean, *patterns], stdout=out.fileno())
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if form is DumpFormat.ARCHIVE:
+                self._run([*command, "--format=custom", f"--file={file}", *patterns])
+                return
+            if replace and found.tables:
+                # Not by --clean: it alters a table before it drops it, and another one may be there.
+                os.write(descriptor, "\n".join([*found.removals, ""]).encode())
+            self._write_needs(command, needs, file, descriptor)
+            clean = ["--clean", "--if-exists"] if replace and not found.tables else []
+            self._run([*command, *clean, *patterns], stdout=descriptor)
+        finally:
+            os.close(descriptor)
 
     def _write_needs(
         self, command: Sequence[str], needs: Sequence[NeededObject], file: Path, out: int

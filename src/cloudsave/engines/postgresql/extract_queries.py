@@ -16,7 +16,10 @@ with recursive below as (
     union select i.inhrelid from pg_inherits i join below b on b.oid = i.inhparent
           join pg_class c on c.oid = i.inhparent and c.relkind = 'p'
 )
-select n.nspname, c.relname, c.oid
+select n.nspname, c.relname, c.oid,
+       format('DROP %%s IF EXISTS %%I.%%I;', case c.relkind when 'v' then 'VIEW'
+              when 'm' then 'MATERIALIZED VIEW' when 'f' then 'FOREIGN TABLE' else 'TABLE' end,
+              n.nspname, c.relname)
 from below b join pg_class c on c.oid = b.oid join pg_namespace n on n.oid = c.relnamespace order by 1, 2
 """
 
