@@ -1,12 +1,13 @@
 """
-Which blocks of files that are there already are those of a backup, by the fingerprints in its maps.
+Which blocks of files that are there already are those of a backup, by the fingerprints that are stored with
+its blocks.
 
 Files are looked at in regions. Of each region a sample is read first: where it is not right enough, reading
 the rest would cost more than it saves, and all of it counts as wrong. So where everything has changed a
 comparison costs the samples and no more.
 
-A block counts as right when its keyed fingerprint is that in the map: decision 0013 says why this is enough.
-Zeros are compared as such, byte by byte.
+A block counts as right when its keyed fingerprint is the stored one: decision 0013 says why this is enough.
+Where the stored one cannot be read, the block is wrong. Zeros are compared as such, byte by byte.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cloudsave.kernels.pages import FingerprintKey, fingerprints
-from cloudsave.repository.maps import BLOCK_BYTES, ZERO_FRAME, SegmentMap, block_count
+from cloudsave.repository.maps import BLOCK_BYTES, ZERO_FRAME, Fingerprints, SegmentMap, block_count
+from cloudsave.repository.prints import StoredPrints
+from cloudsave.repository.priors import expand_segment
 
 REGION_BLOCKS = 8192
 """Blocks that are sampled, and compared or given up, together (64 MiB); a multiple of 8."""
@@ -108,20 +111,47 @@ class Region:
     """Blocks [first, last) of one file."""
 
     file_index: int
-    segment: SegmentMap
-    zero_wanted: Blocks
+    file_bytes: int
+    wanted: WantedBlocks
     """Of the whole file."""
     first: int
     last: int
 
 
-def regions_of(file_index: int, segment: SegmentMap) -> Iterator[Region]:
+@dataclass(frozen=True, slots=True)
+class WantedBlocks:
+    """What a file is to be: one element for each of its blocks."""
+
+    zero: Blocks
+    prints: Fingerprints
+    printed: Blocks
+    """Whether the fingerprint is known; else only writing makes the block right."""
+
+
+def wanted_blocks(
+    path: str, segment: SegmentMap, packs: tuple[str, ...], stored: StoredPrints, *, compare: bool
+) -> WantedBlocks:
+    """
+    The blocks of a segment map, whose packs are `packs`. Without `compare` nothing is looked up: nothing is
+    there to be compared. Raises: StoreError.
+    """
+    blocks = expand_segment(segment, packs, stored.sizes)
+    zero = blocks.frame == ZERO_FRAME
+    prints, printed = blocks.fingerprints, blocks.printed
+    missing = np.flatnonzero(~zero & ~printed) if compare else np.empty(0, np.int64)
+    if len(missing):
+        used = np.unique(blocks.frame[missing]).tolist()
+        stored.read_ahead(dict.fromkeys(blocks.places[number][0] for number in used))
+        found = stored.find(path, blocks.places, blocks.frame[missing], blocks.offset[missing])
+        prints[missing], printed[missing] = found.prints, found.known
+    return WantedBlocks(zero, prints, printed)
+
+
+def regions_of(file_index: int, file_bytes: int, wanted: WantedBlocks) -> Iterator[Region]:
     """A file in regions."""
-    runs = segment.runs
-    zero_wanted = np.repeat(runs["frame"] == ZERO_FRAME, runs["count"].astype(np.int64))
-    blocks = len(zero_wanted)
+    blocks = len(wanted.zero)
     for first in range(0, blocks, REGION_BLOCKS):
-        yield Region(file_index, segment, zero_wanted, first, min(first + REGION_BLOCKS, blocks))
+        yield Region(file_index, file_bytes, wanted, first, min(first + REGION_BLOCKS, blocks))
 
 
 class Comparison:
@@ -146,7 +176,7 @@ class Comparison:
 
     def compare(self, region: Region) -> None:
         """Find the stale blocks of a region, and clear those that are to be zeros."""
-        zero_wanted = region.zero_wanted[region.first : region.last]
+        zero_wanted = region.wanted.zero[region.first : region.last]
         stale = ~zero_wanted
         kept = 0
         there = min(block_count(self._present.present_bytes(region.file_index)), region.last)
@@ -183,15 +213,15 @@ class Comparison:
         buffer[got:] = bytes(len(buffer) - got)
         found = np.empty(count, np.uint64)
         zero = fingerprints(buffer, page_bytes=BLOCK_BYTES, key=self._key, out=found)
-        differ: Blocks = np.where(
-            region.zero_wanted[first:last], ~zero, found != region.segment.fingerprints[first:last]
-        )
+        wanted, part = region.wanted, slice(first, last)
+        other = ~wanted.printed[part] | (found != wanted.prints[part])
+        differ: Blocks = np.where(wanted.zero[part], ~zero, other)
         return differ
 
     def _clear(self, region: Region, wrong: Blocks) -> None:
         edges = (np.flatnonzero(np.diff(wrong.astype(np.int8), prepend=0, append=0)) + region.first).tolist()
         for first, last in zip(edges[::2], edges[1::2], strict=True):
-            end = min(last * BLOCK_BYTES, region.segment.file_bytes)
+            end = min(last * BLOCK_BYTES, region.file_bytes)
             begin = first * BLOCK_BYTES
             self._present.clear(region.file_index, begin, end - begin)
 

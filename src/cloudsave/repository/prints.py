@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,10 @@ from cloudsave.repository.container import FrameRef
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES, Fingerprints
 from cloudsave.repository.packs import read_trailer
+from cloudsave.repository.parallel import map_ahead
 
+READS_AT_ONCE = 16
+"""Limit: trailers that are read at the same time."""
 PACKS_CACHED_MAX = 128
 """Limit: packs of which this is kept at once, 16 bytes for each of their blocks (about 50 MB in all)."""
 
@@ -51,7 +54,7 @@ class StoredPrints:
     def __init__(self, lineage: Lineage, sizes: Mapping[str, int]) -> None:
         """`sizes`: of the packs that are there."""
         self._lineage = lineage
-        self._sizes = sizes
+        self.sizes = sizes
         self._packs: OrderedDict[str, _Pack] = OrderedDict()
 
     def find(
@@ -81,6 +84,14 @@ class StoredPrints:
             found.of_file[part] = stored.path[slots] == pack.paths.get(path, -2)
         return found
 
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Read the trailers of packs at once that will be asked for next."""
+        missing = [name for name in names if name not in self._packs][:PACKS_CACHED_MAX]
+        for name, pack in zip(missing, map_ahead(self._read, missing, in_flight=READS_AT_ONCE), strict=True):
+            self._packs[name] = pack
+        while len(self._packs) > PACKS_CACHED_MAX:
+            self._packs.popitem(last=False)
+
     def _pack(self, name: str) -> _Pack:
         if name not in self._packs:
             self._packs[name] = self._read(name)
@@ -92,7 +103,7 @@ class StoredPrints:
     def _read(self, name: str) -> _Pack:
         pack = _Pack({}, {})
         try:
-            trailer = read_trailer(self._lineage.keys, self._lineage.store, name, self._sizes.get(name, 0))
+            trailer = read_trailer(self._lineage.keys, self._lineage.store, name, self.sizes.get(name, 0))
         except (IntegrityError, ObjectMissing):
             return pack
         numbers = trailer.frames["number"].tolist()

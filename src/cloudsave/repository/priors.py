@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cloudsave.errors import CloudsaveError
 from cloudsave.model.manifest import FileEntry, Manifest
 from cloudsave.repository.container import FOOTER_BYTES, FRAME_HEADER, FrameRef, Kind
+from cloudsave.repository.frames import read_frame
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import (
     BLOCK_BYTES,
@@ -27,7 +28,6 @@ from cloudsave.repository.maps import (
 )
 from cloudsave.repository.packs import Stretch, read_trailer
 from cloudsave.repository.prints import StoredPrints
-from cloudsave.repository.reader import read_frame
 
 MAPS_CACHED_MAX = 8
 """Limit: decoded map objects kept at once."""

@@ -25,8 +25,10 @@ from cloudsave.repository.comparison import (
     WRONG_SHARE_NEAR,
     Comparison,
     PresentFiles,
+    Region,
     StaleBlocks,
     regions_of,
+    wanted_blocks,
 )
 from cloudsave.repository.container import (
     FRAME_HEADER,
@@ -36,9 +38,11 @@ from cloudsave.repository.container import (
     Kind,
     scratch_of_thread,
 )
+from cloudsave.repository.frames import open_pack, read_frame
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES, ZERO_FRAME, MapObject, SegmentMap, decode_map_object
 from cloudsave.repository.parallel import map_ahead, run_all
+from cloudsave.repository.prints import StoredPrints
 from cloudsave.store.api import Buffer
 
 STRETCH_BYTES_MAX = 8 << 20
@@ -86,22 +90,6 @@ def _ignore_pack(pack: str) -> None:
 
 def _ignore_count(count: int) -> None:
     """Nobody watches `count` bytes pass."""
-
-
-def open_pack(lineage: Lineage, name: str, header: Buffer | None = None) -> ContainerReader:
-    """A reader of a pack's frames, by its full name; the header is fetched where it is not at hand."""
-    if header is None:
-        header = lineage.store.get_range(name, offset=0, length=HEADER_BYTES)
-    return ContainerReader(lineage.keys, name, Kind.PACK, header)
-
-
-def read_frame(lineage: Lineage, pack: str, frame: FrameRef) -> bytes:
-    """The plain bytes of one frame. Raises: ObjectMissing, IntegrityError."""
-    name = f"{lineage.root}packs/{pack}"
-    length = FRAME_HEADER.size + frame.sealed_bytes
-    content = lineage.store.get_range(name, offset=frame.offset, length=length)
-    plain, _ = open_pack(lineage, name).open(content, number=frame.number)
-    return plain
 
 
 class BackupReader:
@@ -176,9 +164,17 @@ class BackupReader:
         distant = self._lineage.store.capabilities.distant
         share = WRONG_SHARE_DISTANT if distant else WRONG_SHARE_NEAR
         comparison = Comparison(present, stale, key, wrong_share_max=share, advance=advance)
-        regions = (region for index, segment, _ in self._segments() for region in regions_of(index, segment))
-        run_all(regions, comparison.compare, workers=workers + READERS_MORE)
+        run_all(self._regions(present), comparison.compare, workers=workers + READERS_MORE)
         return stale
+
+    def _regions(self, present: PresentFiles) -> Iterator[Region]:
+        prefix = f"{self._lineage.root}packs/"
+        sizes = {info.name[len(prefix) :]: info.size_bytes for info in self._lineage.store.list(prefix)}
+        stored = StoredPrints(self._lineage, sizes)
+        for index, segment, found in self._segments():
+            path, is_there = self.manifest.files[index].path, present.present_bytes(index) > 0
+            wanted = wanted_blocks(path, segment, found.packs, stored, compare=is_there)
+            yield from regions_of(index, segment.file_bytes, wanted)
 
     def read_file(self, file_index: int) -> bytes:
         """One file as a whole; for small ones. Raises: IntegrityError, StoreError."""
