@@ -1,5 +1,5 @@
 """
-Compiles src/cloudsave/kernels/kernels.c where there is a C compiler: by hand, or as hatchling's build hook.
+Compiles the C files of src/cloudsave/kernels where there is a C compiler: by hand, or as hatchling's hook.
 
 A wheel with the library is bound to the platform; without a compiler a pure wheel is built, which works by
 the Python twins. Needs nothing but the standard library.
@@ -24,8 +24,9 @@ except ImportError:  # run by hand by a Python without hatchling
     BuildHookInterface = object  # type: ignore[assignment, misc]
 
 PROJECT = Path(__file__).resolve().parent.parent
-SOURCE = Path("src/cloudsave/kernels/kernels.c")
-LIBRARY = SOURCE.with_name("libcloudsave_kernels.so")
+FOLDER = Path("src/cloudsave/kernels")
+SOURCES = (FOLDER / "kernels.c", FOLDER / "wal_facts.c")
+LIBRARY = FOLDER / "libcloudsave_kernels.so"
 COMPILERS = ("cc", "gcc", "clang")
 OPTIONS = ("-O3", "-fPIC", "-shared", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra")
 COMPILE_TIMEOUT_SECONDS = 300
@@ -50,7 +51,7 @@ def build(library: Path, *, extra_options: Sequence[str] = ()) -> Path:
     command = compiler()
     with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
         fresh = Path(folder) / library.name
-        command += [*OPTIONS, *extra_options, "-o", str(fresh), str(PROJECT / SOURCE)]
+        command += [*OPTIONS, *extra_options, "-o", str(fresh), *(str(PROJECT / one) for one in SOURCES)]
         try:
             done = subprocess.run(
                 command, check=False, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_SECONDS

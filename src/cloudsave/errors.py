@@ -105,6 +105,12 @@ class UnusableUrl(UsageError):
     code = "CS-1007"
 
 
+class UnknownRelation(UsageError):
+    """A relation is in nothing that was searched."""
+
+    code = "CS-1008"
+
+
 # ---- engine: the database server
 # --------------------------------------------------------------------------------------
 class EngineError(CloudsaveError):
@@ -331,6 +337,13 @@ class DestinationUnfit(RecoveryError):
 
     code = "CS-5011"
     exit_code = ExitCode.USAGE
+
+
+class LogNotStored(RecoveryError):
+    """No log of the wanted time is stored, so that nothing can be said about it."""
+
+    code = "CS-5007"
+    exit_code = ExitCode.UNREACHABLE
 
 
 # ---- integrity: never retried, always alarmed

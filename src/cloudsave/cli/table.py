@@ -24,6 +24,10 @@ COMMANDS = {
     "logs": Entry("cloudsave.cli.logs:logs", "The log of a source: capture, status, archive hooks."),
     "list": Entry("cloudsave.cli.catalog:list_backups", "List backups."),
     "ranges": Entry("cloudsave.cli.ranges:ranges", "Show to which states a source can be restored."),
+    "find": Entry(
+        "cloudsave.cli.find:find",
+        "Find in the log what dropped or deleted data, and where to stop before it.",
+    ),
     "show": Entry("cloudsave.cli.catalog:show", "Show one backup."),
     "restore": Entry("cloudsave.cli.restore:restore", "Bring a database back, to any state that is stored."),
     "verify": Entry("cloudsave.cli.verify:verify", "Check stored backups and log against what they promise."),

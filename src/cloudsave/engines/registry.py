@@ -8,6 +8,7 @@ from cloudsave.engines.api import Dialect, Engine, RestoreTarget
 from cloudsave.engines.collation_api import CollationInspector
 from cloudsave.engines.directory_api import DirectoryInspector
 from cloudsave.engines.extract_api import Extractor
+from cloudsave.engines.search_api import LogSearch
 from cloudsave.errors import UnusableUrl
 
 SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql"}
@@ -73,3 +74,12 @@ def collation_inspector(name: str) -> CollationInspector:
 
         return PostgresCollationInspector()
     raise UnusableUrl(f"cannot ask servers of engine {name!r}", hints=["use a newer release of cloudsave"])
+
+
+def log_search(name: str, *, server_version: str, log_file_bytes: int) -> LogSearch:
+    """How the log of a server of that version is searched. Raises: UnusableUrl."""
+    if name == "postgresql":
+        from cloudsave.engines.postgresql.log_search import PostgresLogSearch
+
+        return PostgresLogSearch(server_version, log_file_bytes=log_file_bytes)
+    raise UnusableUrl(f"cannot search the log of engine {name!r}", hints=["use a newer release of cloudsave"])

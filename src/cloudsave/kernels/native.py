@@ -88,6 +88,22 @@ _SIGNATURES: Final = {
             _SIZE,
         ],
     ),
+    "cs_wal_facts": (
+        ctypes.c_int32,
+        [
+            _POINTER,
+            _POINTER,
+            _SIZE,
+            _POINTER,
+            _SIZE,
+            _POINTER,
+            _SIZE,
+            ctypes.POINTER(_SIZE),
+            _POINTER,
+            _SIZE,
+            ctypes.POINTER(_SIZE),
+        ],
+    ),
 }
 
 
@@ -112,6 +128,7 @@ class NativeKernels:
         self.fingerprint = library.cs_fingerprint
         self.fingerprint_plain = library.cs_fingerprint_plain
         self.wal_walk = library.cs_wal_walk
+        self.wal_facts = library.cs_wal_facts
 
 
 def load() -> NativeKernels | None:
