@@ -34,6 +34,7 @@ from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.repository import Repository
 from cloudsave.store.memory import MemoryStore
 from tests.integration.postgresql.cluster import Cluster, ClusterFactory, poll
+from tests.same_bytes import assert_same_bytes
 
 DIALECT = PostgresDialect()
 FILE = 16 << 20
@@ -107,7 +108,7 @@ def assert_same_files(lineage: Lineage, cluster: Cluster, names: list[str], fold
     """The repository's files are the server's, byte by byte."""
     assert names
     for name in names:
-        assert fetched(lineage, name, folder) == (cluster.data / "pg_wal" / name).read_bytes(), name
+        assert_same_bytes(fetched(lineage, name, folder), (cluster.data / "pg_wal" / name).read_bytes(), name)
 
 
 def assert_gapless(lineage: Lineage) -> None:
@@ -191,7 +192,7 @@ def test_the_stream_can_begin_at_any_position(keeping: Cluster) -> None:
         name = DIALECT.log_file_name("00000001", start, log_file_bytes=FILE)
         content = (keeping.data / "pg_wal" / name).read_bytes()
         length = min(len(received), FILE - start % FILE)
-        assert received[:length] == content[start % FILE : start % FILE + length]
+        assert_same_bytes(received[:length], content[start % FILE : start % FILE + length], name)
     source.close()
 
 
@@ -477,13 +478,13 @@ def test_the_partial_last_file_of_an_ended_branch_is_stored_up_to_its_end(
     (point,) = DIALECT.parse_history(fresh.histories()["00000002"])
     (segment,) = fresh.logs()
     assert point.end_offset <= segment.last < segment.first + FILE
-    assert fresh.read_log(segment) == partial.read_bytes()[: segment.last - segment.first]
+    content = partial.read_bytes()
+    assert_same_bytes(fresh.read_log(segment), content[: segment.last - segment.first], partial.name)
     # Into the captured lineage it fits as well: the same bytes where both have them.
     push(lineage, DIALECT, partial)
     stored = fetched(lineage, partial.name.removesuffix(".partial"), tmp_path)
-    assert (
-        stored[: point.end_offset - segment.first] == partial.read_bytes()[: point.end_offset - segment.first]
-    )
+    length = point.end_offset - segment.first
+    assert_same_bytes(stored[:length], content[:length], partial.name)
 
 
 def test_a_file_of_another_cluster_is_refused(clusters: ClusterFactory, postgresql_major: str) -> None:

@@ -23,6 +23,7 @@ from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.repository import Repository
 from cloudsave.store.posix import PosixStore
 from tests.integration.postgresql.cluster import Cluster, ClusterFactory, poll
+from tests.same_bytes import assert_same_bytes
 
 PASSPHRASE = "correct horse battery staple"
 DIALECT = PostgresDialect()
@@ -125,7 +126,8 @@ def test_captures_killed_at_random_moments_lose_nothing(product: Product, tmp_pa
     for offset in offsets:
         name = DIALECT.log_file_name(BRANCH, offset, log_file_bytes=FILE)
         fetch(lineage, DIALECT, name, tmp_path / "file", log_file_bytes=FILE)
-        assert (tmp_path / "file").read_bytes() == (cluster.data / "pg_wal" / name).read_bytes(), name
+        stored = (tmp_path / "file").read_bytes()
+        assert_same_bytes(stored, (cluster.data / "pg_wal" / name).read_bytes(), name)
 
 
 @pytest.mark.postgresql_majors("18")
@@ -156,7 +158,7 @@ def test_fetch_ends_with_1_only_for_what_is_proved_absent(product: Product) -> N
     there = DIALECT.log_file_name(BRANCH, end - 1, log_file_bytes=FILE)
     target = product.folder / "RECOVERYXLOG"
     product.run("logs", "fetch", "db", there, str(target))
-    assert target.read_bytes() == (cluster.data / "pg_wal" / there).read_bytes()
+    assert_same_bytes(target.read_bytes(), (cluster.data / "pg_wal" / there).read_bytes(), there)
     beyond = DIALECT.log_file_name(BRANCH, end + 4 * FILE, log_file_bytes=FILE)
     product.run("logs", "fetch", "db", beyond, str(target), status=1)
     product.run("logs", "fetch", "db", "00000002.history", str(target), status=1)
