@@ -295,7 +295,7 @@ class Capture:
             data = resume.overlap.strip(chunk.offset, chunk.data)
             if data:
                 writer.append(data, now)
-        writer.note_clock(chunk.server_clock_us, chunk.server_end)
+        writer.note_complete(chunk.complete_until_us)
         writer.cut_if_due(now)
         with self._lock:
             if chunk.server_end:

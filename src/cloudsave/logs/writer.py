@@ -153,7 +153,7 @@ class LogWriter:
         self._first = start.offset
         self._parts: list[bytes] = []
         self._first_at = 0.0
-        self._proved: tuple[int, int] = (0, 0)
+        self._complete_until_us = 0
         self._state = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._queued_bytes = 0
@@ -178,10 +178,9 @@ class LogWriter:
             if self.end % self._window_size == 0:
                 self.cut()
 
-    def note_clock(self, server_clock_us: int, server_end: int) -> None:
-        """All log made durable on the server before the instant lies below `server_end`."""
-        if server_clock_us and server_end <= self.end:
-            self._proved = (server_end, server_clock_us)
+    def note_complete(self, instant_us: int) -> None:
+        """Every commit acknowledged before the instant (0: unknown) is in what was appended so far."""
+        self._complete_until_us = instant_us or self._complete_until_us
 
     def cut_if_due(self, now: float) -> None:
         """Cut an object when its first byte is old enough."""
@@ -192,8 +191,7 @@ class LogWriter:
         """Hand what is at hand to the putting thread."""
         if not self._parts:
             return
-        proved_end, instant_us = self._proved
-        job = _Job(self._first, self.end, tuple(self._parts), instant_us if proved_end <= self.end else 0)
+        job = _Job(self._first, self.end, tuple(self._parts), self._complete_until_us)
         self._first, self._parts = self.end, []
         with self._state:
             self._jobs.append(job)

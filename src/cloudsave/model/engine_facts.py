@@ -66,10 +66,10 @@ class LogChunk:
     branch: str
     offset: int
     data: bytes
-    server_clock_us: int
-    """The source's clock when it was sent; 0 where the server said nothing."""
     server_end: int
-    """The end of the log on the server at that time."""
+    """The end of the log on the server when it was sent; 0 where the server said nothing."""
+    complete_until_us: int = 0
+    """An instant such that every commit acknowledged before it ends in or before this chunk; 0: unknown."""
 
 
 @dataclass(frozen=True, slots=True)

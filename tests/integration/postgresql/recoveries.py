@@ -72,10 +72,10 @@ class Protected:
         return Protected(cluster, self.store, PostgresEngine(cluster.url), self.lineage)
 
     @contextmanager
-    def captured(self) -> Iterator[BackgroundCapture]:
+    def captured(self, *, object_age_seconds: float = 1.0) -> Iterator[BackgroundCapture]:
         """Capture the server's log."""
         source = self.engine.log_source(slot="cloudsave", temporary=False)
-        options = CaptureOptions(running_patience_seconds=15.0)
+        options = CaptureOptions(object_age_seconds=object_age_seconds, running_patience_seconds=15.0)
         with BackgroundCapture(source, self.lineage, DIALECT, options, clock=SYSTEM_CLOCK) as capture:
             yield capture
 

@@ -225,8 +225,8 @@ class FakeSource:
                 yield self._chunk(start.branch, offset, offset)
 
     def _chunk(self, branch: str, first: int, last: int) -> LogChunk:
-        clock_us = int(self.clock.seconds * 1e6)
-        return LogChunk(branch, first, self.server.read(branch, first, last), clock_us, self.server.end)
+        complete_us = int(self.clock.seconds * 1e6) if last >= self.server.end else 0
+        return LogChunk(branch, first, self.server.read(branch, first, last), self.server.end, complete_us)
 
     def _work_off(self) -> None:
         if self._step is None:

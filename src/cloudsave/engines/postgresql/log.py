@@ -17,11 +17,13 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
+from cloudsave.engines.postgresql.completeness import Completeness
 from cloudsave.engines.postgresql.replication import ReplicationConnection, Rows, literal
 from cloudsave.errors import (
     CaptureRunning,
@@ -33,7 +35,7 @@ from cloudsave.errors import (
     UsageError,
 )
 from cloudsave.model.engine_facts import BranchEnd, LogChunk, LogHead, SlotState
-from cloudsave.model.identity import Role, SourceIdentity
+from cloudsave.model.identity import SourceIdentity
 from cloudsave.model.log import us_from_instant
 from cloudsave.model.position import Position
 
@@ -41,10 +43,10 @@ STATUS_SECONDS = 1.0
 """How often the server is told where we are and asked for a sign of life."""
 SILENCE_SECONDS_MAX = 30.0
 """Limit: a server that was asked and says nothing for so long is taken for lost."""
+BESIDE_SECONDS_MAX = 5.0
+"""Limit: so long the stream waits for a second connection to the server that sends it."""
 WAIT_SECONDS = 0.2
 """How long one wait for log lasts before the stream gives a sign of life."""
-REQUEST_SECONDS_MAX = 10.0
-"""A request for a reply that was not answered for so long is repeated."""
 
 _XLOG_DATA = struct.Struct(">cQQq")
 _KEEPALIVE = struct.Struct(">cQqB")
@@ -96,7 +98,7 @@ class PostgresLogSource:
         self._branch = ""
         self._durable = 0
         self._acknowledged = False
-        self._replica = False
+        self._log_file_bytes = 0
 
     def connect(self) -> LogHead:
         """See `LogSource.connect`. Also raises ForeignSystem when two connections reach two clusters."""
@@ -111,7 +113,7 @@ class PostgresLogSource:
                 detail=f"System identifiers {identity.system_identifier} and {system['systemid']}.",
                 hints=["does the URL name several hosts, or a load balancer?"],
             )
-        self._replica = identity.role == Role.REPLICA
+        self._log_file_bytes = identity.log_file_bytes
         held, created = self._claim_slot(connection)
         current = Position(branch_of(int(system["timeline"] or 0)), parse_lsn(system["xlogpos"] or "0/0"))
         return LogHead(identity=identity, current=current, slot_offset=held, slot_created=created)
@@ -253,34 +255,39 @@ class PostgresLogSource:
 
     def _messages(self, connection: ReplicationConnection, start: Position) -> Iterator[LogChunk | BranchEnd]:
         """Messages of an open stream, with status sent when due."""
-        reader = _Reader(start, replica=self._replica)
+        reader = _Reader(start)
         due = self._clock.monotonic()
-        requested_at: float | None = None
-        while True:
-            now = self._clock.monotonic()
-            if self._acknowledged or reader.reply_wanted or now >= due:
-                self._acknowledged = False
-                reader.reply_wanted = False
-                ask = requested_at is None or now - requested_at > REQUEST_SECONDS_MAX
-                self._send_status(connection, written=reader.end, ask=ask)
-                requested_at = now if ask else requested_at
-                due = now + STATUS_SECONDS
-            message = connection.receive(wait_seconds=WAIT_SECONDS)
-            if isinstance(message, list):
-                yield _branch_end(start.branch, message)
-                return
-            if message is None:
-                if connection.silent_seconds > SILENCE_SECONDS_MAX:
+        beside = connection.beside(self._conninfo)
+        with closing(
+            Completeness(
+                lambda: ReplicationConnection.open(
+                    beside, replication=False, clock=self._clock, timeout_seconds=BESIDE_SECONDS_MAX
+                ),
+                branch=start.branch,
+                log_file_bytes=self._log_file_bytes,
+                clock=self._clock,
+            )
+        ) as completeness:
+            while True:
+                now = self._clock.monotonic()
+                ask = now >= due
+                if ask or self._acknowledged or reader.reply_wanted:
+                    self._acknowledged = False
+                    reader.reply_wanted = False
+                    self._send_status(connection, written=reader.end, ask=ask)
+                    due = now + STATUS_SECONDS if ask else due
+                message = connection.receive(wait_seconds=WAIT_SECONDS)
+                if isinstance(message, list):
+                    yield _branch_end(start.branch, message)
+                    return
+                if message is None and connection.silent_seconds > SILENCE_SECONDS_MAX:
                     raise EngineUnavailable(
                         "could not receive log from the server",
                         detail=f"The server was silent for {SILENCE_SECONDS_MAX:.0f} s.",
                     )
-                yield LogChunk(start.branch, reader.end, b"", 0, 0)
-                continue
-            chunk = reader.read(message)
-            if not chunk.data:
-                requested_at = None
-            yield chunk
+                chunk = reader.read(message) if message is not None else reader.silence()
+                until_us = completeness.until_us(reader.end, now=now)
+                yield replace(chunk, complete_until_us=until_us) if until_us else chunk
 
     def _leave(self, connection: ReplicationConnection) -> None:
         """End the stream from our side; the last acknowledgement still goes out."""
@@ -294,28 +301,18 @@ class PostgresLogSource:
 
 
 class _Reader:
-    """
-    Decodes messages, checks that they touch, and dates them.
+    """Decodes messages and checks that they touch."""
 
-    Invariant: the instant given with a chunk is such that all log flushed before it lies below the chunk's
-    `server_end`. The server reads its clock after it has read the end of its log, and a keep-alive repeats
-    the end of the send before it. So the clock of the message before the last one is used: between two
-    messages that far apart the server has looked at the end of its log at least once (as long as at most
-    one reply is asked for at a time). A standby does not know what its primary acknowledged: no instant.
-    """
-
-    def __init__(self, start: Position, *, replica: bool) -> None:
+    def __init__(self, start: Position) -> None:
         self.end = start.offset
         self.reply_wanted = False
         self._branch = start.branch
-        self._replica = replica
-        self._clocks: deque[int] = deque(maxlen=3)
 
     def read(self, message: memoryview) -> LogChunk:
         """The chunk that a message carries; empty for a keep-alive."""
         kind = bytes(message[:1])
         if kind == b"w":
-            _, first, server_end, clock = _XLOG_DATA.unpack_from(message)
+            _, first, server_end, _ = _XLOG_DATA.unpack_from(message)
             data = bytes(message[_XLOG_DATA.size :])
             if first != self.end:
                 raise EngineError(
@@ -323,16 +320,16 @@ class _Reader:
                     detail=f"Expected LSN {format_lsn(self.end)}, received {format_lsn(first)}.",
                 )
             self.end += len(data)
-            return LogChunk(self._branch, first, data, self._dated(clock), server_end)
+            return LogChunk(self._branch, first, data, server_end)
         if kind == b"k":
-            _, server_end, clock, reply = _KEEPALIVE.unpack_from(message)
+            _, server_end, _, reply = _KEEPALIVE.unpack_from(message)
             self.reply_wanted = self.reply_wanted or bool(reply)
-            return LogChunk(self._branch, self.end, b"", self._dated(clock), server_end)
+            return LogChunk(self._branch, self.end, b"", server_end)
         raise EngineError("server left the protocol", detail=f"Unknown stream message {kind!r}.")
 
-    def _dated(self, clock: int) -> int:
-        self._clocks.append(clock + _EPOCH_2000_US)
-        return self._clocks[0] if len(self._clocks) == 3 and not self._replica else 0
+    def silence(self) -> LogChunk:
+        """The sign of life where the server said nothing."""
+        return LogChunk(self._branch, self.end, b"", 0)
 
 
 def _held(row: dict[str, str | None]) -> int | None:

@@ -174,6 +174,36 @@ class ReplicationConnection:
             found.append(event)
         return found
 
+    def begin_query(self, sql: str) -> None:
+        """Send one command; `poll_query` gives its result sets."""
+        self._send(sql)
+
+    def poll_query(self) -> list[Rows] | None:
+        """The result sets of what `begin_query` sent; None as long as they have not come. Never waits."""
+        try:
+            self._pgconn.consume_input()
+            if self._pgconn.is_busy():
+                return None
+        except psycopg.Error as error:
+            raise self._lost(error, doing="hear the server's answer") from None
+        found = []
+        while (
+            result := self._next_result(COMMAND_SECONDS_MAX, doing="hear the server's answer")
+        ) is not None:
+            if result.status not in _ROWS:
+                raise self._refused(result, doing="hear the server's answer")
+            found.append(_rows(result))
+        return found
+
+    def beside(self, conninfo: str) -> str:
+        """`conninfo`, which may name several servers, of the one that this connection is with."""
+        place = {
+            name: value.decode()
+            for name in ("host", "hostaddr", "port")
+            if (value := getattr(self._pgconn, name))
+        }
+        return make_conninfo(conninfo, **place)
+
     def copy_out(self, sql: str, *, timeout_seconds: float = COMMAND_SECONDS_MAX) -> Iterator[CopyEvent]:
         """
         Run a command that may copy data to us, such as BASE_BACKUP.
