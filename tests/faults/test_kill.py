@@ -382,3 +382,47 @@ def test_a_restore_to_the_latest_state_goes_on_though_backups_and_log_were_added
                 assert connection.execute("SELECT count(*) FROM early").fetchone() == (300000,)
         finally:
             discard(directory)
+
+
+MOMENTS = [
+    ("promoting", False),
+    ("promoting", True),
+    ("opened", False),
+    ("opened", True),
+    ("forgetting", False),
+]
+
+
+@pytest.mark.postgresql_majors("18")
+def test_a_restore_that_is_killed_around_the_opening_of_its_server_is_finished_when_run_again(
+    line: CommandLine,
+) -> None:
+    """Once opened, the server cannot be led to its target again: it must be taken for what it is."""
+    with line.captured():
+        line.run("backup", SOURCE)
+        line.cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 10) AS number")
+        lsn = line.cluster.lsn()
+        line.cluster.psql("INSERT INTO t VALUES (11)")
+        line.catch_up()
+    for moment, crashed in MOMENTS:
+        directory = line.place()
+        target = ("--position", lsn, "--exclusive")
+        command = line.restore_command(directory, *target, "--start", *SETTINGS)
+        try:
+            killed = line.begin(*command, program=("tests.faults.restore_until_killed", moment)).wait()
+            assert killed.exit_code == -signal.SIGKILL, killed
+            assert (directory / JOURNAL).exists()
+            if crashed:
+                stop_server(directory, immediate=True)
+            facts = line.run(*command)
+            assert facts["resumed"], moment
+            assert facts["open"]
+            assert not (directory / JOURNAL).exists()
+            if moment != "promoting":
+                assert facts["branch"] == "00000002", moment
+            with psycopg.connect(facts["connection_url"], autocommit=True) as connection:
+                assert connection.execute("SELECT max(number) FROM t").fetchone() == (10,)
+                assert connection.execute("SHOW archive_mode").fetchone() == ("off",)
+                connection.execute("INSERT INTO t VALUES (12)")
+        finally:
+            discard(directory)

@@ -134,6 +134,11 @@ class ServerState:
     replayed_offset: int | None
     branch: str
     last_commit_us: int | None
+    opened_before: bool = False
+    """
+    It was opened by an earlier run: where its replay ended stands in the history that it wrote; which
+    transaction was the last one, it does not know any more.
+    """
 
 
 @dataclass(frozen=True, slots=True)

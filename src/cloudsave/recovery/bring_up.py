@@ -12,7 +12,13 @@ from pathlib import Path
 
 from cloudsave.clock import Clock
 from cloudsave.engines.api import Dialect, RestoreTarget
-from cloudsave.errors import CloudsaveError, RecoveryError, RecoveryMismatch, ServerDidNotStart
+from cloudsave.errors import (
+    CloudsaveError,
+    RecoveryError,
+    RecoveryMismatch,
+    ServerDidNotStart,
+    TargetDirectoryInUse,
+)
 from cloudsave.model.engine_facts import ServerRequest, ServerState
 from cloudsave.model.position import Position
 from cloudsave.recovery.plan import RecoveryPlan
@@ -127,6 +133,11 @@ def bring_up(
         context.target.configure(request)
         context.target.start()
         at_target = _await_target(plan, context, feeder)
+        if options.look and at_target.opened_before:
+            raise TargetDirectoryInUse(
+                f"server in {directory} was opened for writing already",
+                hints=["`--start` finishes that restore; a look needs another directory"],
+            )
         compare(plan, at_target, context.dialect, may_be_open=not options.look)
         opened = None
         if options.look:
@@ -209,7 +220,7 @@ def _faults(plan: RecoveryPlan, state: ServerState, text: Callable[[int], str]) 
         faults.append(f"It has replayed {shown}; wanted is {text(plan.stop.replayed_max)}.")
     if state.branch != plan.branch and state.branch not in {step[0] for step in plan.path}:
         faults.append(f"It is on branch {state.branch}, not {plan.branch}.")
-    expected = plan.last_commit
+    expected = None if state.opened_before else plan.last_commit
     # A server that stops after a record does not count it, even if it is a commit; its position proves it.
     if expected is not None and not (plan.stop.inclusive and expected.offset == plan.stop.recovery_end):
         if state.last_commit_us is None:

@@ -28,6 +28,8 @@ from tests.integration.postgresql.cluster import (
 from tests.integration.postgresql.oracle import lsn_number
 
 ROOT = Path(__file__).parents[3]
+PROGRAM = ("cloudsave",)
+"""The module that is run, and its first arguments."""
 COMMAND_SECONDS_MAX = 180.0
 STOP_SECONDS_MAX = 60.0
 SHOWN_CHARACTERS_MAX = 4000
@@ -226,12 +228,12 @@ class CommandLine:
         )
         return Answer(arguments, done.returncode, done.stdout, done.stderr)
 
-    def begin(self, *arguments: str) -> Running:
-        """Start a command in the background; `close` ends it at the latest."""
+    def begin(self, *arguments: str, program: Sequence[str] = PROGRAM) -> Running:
+        """Start a command in the background, by `program`; `close` ends it at the latest."""
         self._number += 1
         folder = self._folder / f"command-{self._number}"
         folder.mkdir()
-        running = Running(self._command(), arguments, folder, env=self._variables())
+        running = Running(self._command(program), arguments, folder, env=self._variables())
         self._background.append(running)
         return running
 
@@ -316,8 +318,8 @@ class CommandLine:
 
     # ---- private
 
-    def _command(self) -> list[str]:
-        return [sys.executable, "-m", "cloudsave", "--config", str(self.config), "--json", "--no-progress"]
+    def _command(self, program: Sequence[str] = PROGRAM) -> list[str]:
+        return [sys.executable, "-m", *program, "--config", str(self.config), "--json", "--no-progress"]
 
     def _variables(self) -> dict[str, str]:
         """Nothing of the caller's settings of ours or of libpq leaks in."""
@@ -326,7 +328,7 @@ class CommandLine:
             for name, value in os.environ.items()
             if not name.startswith(("CLOUDSAVE_", "PG", "AWS_"))
         }
-        own = {"PYTHONPATH": str(ROOT / "src"), "HOME": str(self._folder), "TZ": "UTC"}
+        own = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "HOME": str(self._folder), "TZ": "UTC"}
         return {**kept, **own, **self._environment}
 
 

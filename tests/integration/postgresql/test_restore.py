@@ -18,6 +18,7 @@ from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.engines.postgresql.log import parse_lsn
 from cloudsave.engines.postgresql.target import PostgresTarget
 from cloudsave.errors import (
+    CloudsaveError,
     IntegrityError,
     RecoveryMismatch,
     ServerDidNotStart,
@@ -30,6 +31,7 @@ from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.bring_up import BringUpContext, BringUpOptions, bring_up, recovery_digest
 from cloudsave.recovery.journal import JOURNAL_NAME
+from cloudsave.recovery.plan import RecoveryPlan
 from cloudsave.recovery.restore import RestoreRequest, restore_files
 from cloudsave.telemetry import NoProgress
 from tests.integration.postgresql.cluster import Cluster
@@ -222,6 +224,42 @@ def test_a_look_is_read_only_and_leaves_the_directory_for_more(cluster: Cluster)
         assert bring_up(found.plan, found.directory, context, options).opened is not None
     finally:
         context.target.stop()
+
+
+def test_a_server_that_an_earlier_run_opened_is_finished_and_still_judged(cluster: Cluster) -> None:
+    """A run that was killed between the promotion and its end leaves this: it must not be replayed again."""
+    protected, _, amid = filled(cluster)
+    with restored(protected, Target(TargetKind.TIME, time=amid)) as found:
+        pass
+    plan, directory = found.plan, found.directory
+    elsewhere = replace(
+        plan.stop, replayed_min=plan.stop.replayed_min - 999, replayed_max=plan.stop.replayed_max - 999
+    )
+    wanted: list[tuple[RecoveryPlan, bool, type[CloudsaveError] | None]] = [
+        (replace(plan, stop=elsewhere), False, RecoveryMismatch),
+        (replace(plan, branch="00000007"), False, RecoveryMismatch),
+        (plan, True, TargetDirectoryInUse),
+        (plan, False, None),
+    ]
+    for one, look, refusal in wanted:
+        context = BringUpContext(protected.lineage, DIALECT, PostgresTarget(), SYSTEM_CLOCK, NoProgress())
+        options = BringUpOptions(bin_directory=cluster.bindir, look=look)
+        try:
+            if refusal is not None:
+                with pytest.raises(refusal):
+                    bring_up(one, directory, context, options)
+                assert not (directory / "postmaster.pid").exists()
+                continue
+            up = bring_up(one, directory, context, options)
+            assert up.at_target.opened_before
+            assert up.at_target.replayed_offset == found.state.at_target.replayed_offset
+            assert up.opened is not None
+            assert up.opened.branch == "00000002"
+            with psycopg.connect(up.connection_url, autocommit=True) as connection:
+                assert connection.execute("SELECT max(i) FROM t").fetchone() == (10,)
+                connection.execute("INSERT INTO t VALUES (0)")
+        finally:
+            context.target.stop()
 
 
 def test_tablespaces_are_remapped_and_never_shared_with_the_source(cluster: Cluster) -> None:

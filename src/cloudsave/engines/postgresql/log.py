@@ -18,7 +18,6 @@ import contextlib
 import re
 import struct
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -258,7 +257,7 @@ class PostgresLogSource:
         reader = _Reader(start)
         due = self._clock.monotonic()
         beside = connection.beside(self._conninfo)
-        with closing(
+        with contextlib.closing(
             Completeness(
                 lambda: ReplicationConnection.open(
                     beside, replication=False, clock=self._clock, timeout_seconds=BESIDE_SECONDS_MAX

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from cloudsave.engines.postgresql.log import format_lsn
 from cloudsave.errors import UsageError
@@ -19,6 +20,7 @@ from cloudsave.model.engine_facts import ServerRequest
 AUTO_CONF = "postgresql.auto.conf"
 RECOVERY_SIGNAL = "recovery.signal"
 STANDBY_SIGNAL = "standby.signal"
+BACKUP_LABEL = "backup_label"
 _LINE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)[\s=]")
 _NEUTRAL = {
     "archive_cleanup_command": "",
@@ -38,6 +40,18 @@ _NEUTRAL = {
 }
 KEPT_AFTERWARDS = {"archive_mode": "off"}
 """A restored server must not archive into the history of the server that it is a copy of."""
+
+
+def has_ended_recovery(data: Path) -> bool:
+    """
+    Whether a server has ended its recovery on a restored directory: it removes the signal only when the
+    history of its new timeline is written, and there is no way back from then on.
+
+    Every backup holds a label, which the server puts aside when it begins; and recovery is always begun with
+    the signal.
+    Source: PostgreSQL StartupXLOG(), src/backend/access/transam/xlog.c.
+    """
+    return not any((data / name).exists() for name in (RECOVERY_SIGNAL, STANDBY_SIGNAL, BACKUP_LABEL))
 
 
 def recovery_settings(request: ServerRequest, needed: Mapping[str, int]) -> dict[str, str]:

@@ -42,6 +42,7 @@ from cloudsave.engines.postgresql.recovery_settings import (
     KEPT_AFTERWARDS,
     RECOVERY_SIGNAL,
     STANDBY_SIGNAL,
+    has_ended_recovery,
     recovery_settings,
     with_settings,
 )
@@ -88,6 +89,7 @@ class PostgresTarget:
         self._login = ("postgres", "postgres")
         self._log_begin = 0
         """Where the log of this run begins in its file, in characters."""
+        self._opened_before = False
 
     # ---- the life of a restored server
 
@@ -98,6 +100,10 @@ class PostgresTarget:
         if self._process is None:
             end_leftover_server(data, private=lambda path: is_private(path, data), clock=self._clock)
         self._user = server_user(owner_uid=data.stat().st_uid)
+        # One that was opened for writing goes on as it is: another recovery would not find its place.
+        self._opened_before = has_ended_recovery(data)
+        if self._opened_before:
+            return
         auto_conf = data / AUTO_CONF
         content = auto_conf.read_text(errors="surrogateescape") if auto_conf.exists() else ""
         needed = _needed_settings(data)
@@ -158,11 +164,13 @@ class PostgresTarget:
 
     def _opened_by_itself(self, state: ServerState) -> ServerState:
         """
-        Where such a server ended its recovery, by the history that it wrote. One that cannot let readers in
-        yet (a transaction with many subtransactions was open) does not pause at its target.
+        Where such a server ended its recovery, by the history that it wrote: one that an earlier run opened,
+        or one that cannot let readers in yet (a transaction with many subtransactions was open), which does
+        not pause at its target.
 
         Source: PostgreSQL recoveryPausesHere(), src/backend/access/transam/xlogrecovery.c.
         """
+        state = replace(state, opened_before=self._opened_before)
         history = self._asked().data_directory / "pg_wal" / f"{state.branch}.history"
         ended = last_ancestor(history.read_bytes()) if history.exists() else None
         if ended is None:
