@@ -11,7 +11,7 @@ from cloudsave.config.credentials import FoundSecrets
 from cloudsave.config.model import Config, SourceConfig
 from cloudsave.engines.api import Engine
 from cloudsave.engines.registry import open_engine
-from cloudsave.errors import ConfigurationError, ForeignSystem, UnknownSource, UsageError
+from cloudsave.errors import ConfigurationError, ForeignSystem, IntegrityError, UnknownSource, UsageError
 from cloudsave.logs.background import BackupLogCover
 from cloudsave.model.engine_facts import SlotState
 from cloudsave.model.identity import SourceIdentity
@@ -58,17 +58,25 @@ def lineage_of(repository: Repository, name: str) -> Lineage:
     """
     The stored lineage of a source, by the source's name or by the lineage's id; needs no server.
 
-    Raises: UnknownSource where nothing is stored, UsageError where several systems had that name.
+    Raises: UnknownSource where nothing is stored, UsageError where several systems had that name,
+    IntegrityError where it may be the name of a lineage whose identity is damaged.
     """
     ids = repository.lineage_ids()
     if name in ids:
         return repository.lineage(name)
     named = []
+    damage: list[IntegrityError] = []
     for lineage_id in ids:
         lineage = repository.lineage(lineage_id)
-        identity = lineage.identity()
+        try:
+            identity = lineage.identity()
+        except IntegrityError as error:
+            damage.append(error)
+            continue
         if identity is not None and identity.source == name:
             named.append((identity.first_seen_utc, lineage))
+    if not named and damage:
+        raise damage[0]
     if not named:
         raise UnknownSource(
             f"the repository holds nothing of source {name!r}",

@@ -25,7 +25,7 @@ from cloudsave.backup.changes import (
 from cloudsave.backup.plan import BackupPlan
 from cloudsave.clock import Clock
 from cloudsave.engines.api import BackupSource, Dialect
-from cloudsave.errors import ForeignSystem
+from cloudsave.errors import ForeignSystem, IntegrityError
 from cloudsave.model.engine_facts import BackupStart, BackupStop, LogAtHand
 from cloudsave.model.manifest import BackupStatistics, ChangeDetection, Manifest, Rung
 from cloudsave.model.position import Position
@@ -86,12 +86,23 @@ def run_backup(plan: BackupPlan, context: BackupContext) -> Manifest:
             detail=f"It is {plan.identity.lineage}, the backups are of {lineage.id}.",
         )
     lineage.record_identity(plan.identity, source=plan.request.source)
-    parent = lineage.manifest(plan.parent) if plan.parent else None
+    parent = _parent_of(plan, lineage)
     try:
         return _Run(plan, context, parent).execute()
     except MapContradicted as contradiction:
         context.progress.note(contradiction.alarm)
         return _Run(plan, context, parent, alarm=contradiction.alarm).execute()
+
+
+def _parent_of(plan: BackupPlan, lineage: Lineage) -> Manifest | None:
+    try:
+        return lineage.manifest(plan.parent) if plan.parent else None
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"manifest of backup {plan.parent!r}, which this one would build on, is damaged",
+            detail=error.detail,
+            hints=["`cloudsave backup NAME --full` builds on no other backup", *error.hints],
+        ) from error
 
 
 class _Run:

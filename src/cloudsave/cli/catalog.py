@@ -10,24 +10,34 @@ from cloudsave.cli.formats import format_duration, format_size
 from cloudsave.cli.frame import Command, CommandContext, with_context
 from cloudsave.cli.output import Column
 from cloudsave.engines.registry import dialect
-from cloudsave.errors import UnknownBackup
+from cloudsave.errors import ExitCode, IntegrityError, UnknownBackup
 from cloudsave.model.log import instant_from_us
 from cloudsave.model.manifest import Manifest
 from cloudsave.repository.repository import Repository
 
 
-@click.command("list", cls=Command)
+@click.command("list", cls=Command, exit_codes=(ExitCode.INTEGRITY,))
 @click.argument("name", required=False)
 @with_context
 def list_backups(context: CommandContext, name: str | None) -> None:
-    """List the backups of source NAME, or of all sources that the repository knows, oldest first."""
+    """
+    List the backups of source NAME, or of all sources that the repository knows, oldest first.
+
+    Ends with code 5 when the manifest of a backup is damaged, after the others have been listed.
+    """
     repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
     lineages = (
         [assembly.lineage_of(repository, name)]
         if name
         else [repository.lineage(lineage_id) for lineage_id in repository.lineage_ids()]
     )
-    manifests = [lineage.manifest(backup_id) for lineage in lineages for backup_id in lineage.backup_ids()]
+    manifests: list[Manifest] = []
+    damage: list[IntegrityError] = []
+    for lineage, backup_id in ((one, backup_id) for one in lineages for backup_id in one.backup_ids()):
+        try:
+            manifests.append(lineage.manifest(backup_id))
+        except IntegrityError as error:
+            damage.append(error)
     output = context.output
 
     def human() -> None:
@@ -46,6 +56,8 @@ def list_backups(context: CommandContext, name: str | None) -> None:
         output.table(columns, [_row(context, manifest) for manifest in manifests])
 
     output.emit([_facts(manifest) for manifest in manifests], human)
+    if damage:
+        raise damage[0]
 
 
 def _row(context: CommandContext, manifest: Manifest) -> list[str]:

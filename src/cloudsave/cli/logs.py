@@ -19,7 +19,7 @@ from cloudsave.cli.invocation import invocation_of
 from cloudsave.cli.output import Column
 from cloudsave.engines.api import Dialect
 from cloudsave.engines.registry import dialect
-from cloudsave.errors import ExitCode, LogNotInArchive, UsageError
+from cloudsave.errors import ExitCode, IntegrityError, LogNotInArchive, UsageError
 from cloudsave.logs.archive import fetch as fetch_file
 from cloudsave.logs.archive import push as push_file
 from cloudsave.logs.background import BackgroundCapture
@@ -281,11 +281,14 @@ def fetch(context: CommandContext, name: str, file: str, destination: Path) -> N
 
 
 def _log_file_bytes(lineage: Lineage) -> int:
-    """The size of the source's log files, which every manifest tells."""
-    backups = lineage.backup_ids()
-    if not backups:
-        raise UsageError(
-            "cannot tell the size of the source's log files",
-            detail=f"Lineage {lineage.id!r} has no backup, and log without one restores nothing.",
-        )
-    return lineage.manifest(backups[-1]).log_file_bytes
+    """The size of the source's log files, which every manifest tells. Raises: UsageError, IntegrityError."""
+    damage: IntegrityError | None = None
+    for backup_id in reversed(lineage.backup_ids()):
+        try:
+            return lineage.manifest(backup_id).log_file_bytes
+        except IntegrityError as error:
+            damage = error
+    raise damage or UsageError(
+        "cannot tell the size of the source's log files",
+        detail=f"Lineage {lineage.id!r} has no backup, and log without one restores nothing.",
+    )

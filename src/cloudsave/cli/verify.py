@@ -10,6 +10,7 @@ from cloudsave.engines.registry import dialect
 from cloudsave.errors import ExitCode, UnknownBackup, UnknownSource
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.recovery.verify import VerifyRequest, has_problem, verify_lineage
+from cloudsave.recovery.verify_records import verify_repository
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.repository import Repository
 
@@ -20,17 +21,18 @@ from cloudsave.repository.repository import Repository
 @with_context
 def verify(context: CommandContext, what: str | None, read_all: bool) -> ExitCode | None:
     """
-    Check stored backups and log: all, those of the source NAME, or one BACKUP with the log it needs.
+    Check what is stored: everything, that of the source NAME, or one BACKUP with the log it needs.
 
     Ends with code 3 when something is wrong.
     """
     repository = open_repository(context.config, context.secrets(), clock=context.clock)
+    of_repository = verify_repository(repository)
     results: dict[str, list[Finding]] = {}
     for lineage, backup_id in _chosen(repository, what):
         formats = dialect(lineage.id.partition("-")[0])
         request = VerifyRequest(backup_id, read_all)
         results[lineage.id] = verify_lineage(lineage, formats, request, progress=context.progress)
-    everything = [finding for findings in results.values() for finding in findings]
+    everything = [*of_repository, *(finding for findings in results.values() for finding in findings)]
 
     def human() -> None:
         rows = [(one.severity.value, one.subject, one.fact) for one in everything]
@@ -39,7 +41,8 @@ def verify(context: CommandContext, what: str | None, read_all: bool) -> ExitCod
             if one.severity is Severity.PROBLEM and one.hint:
                 context.output.note(f"hint: {one.subject}: {one.hint}")
 
-    context.output.emit({"lineages": results, "sound": not has_problem(everything)}, human)
+    facts = {"repository": of_repository, "lineages": results, "sound": not has_problem(everything)}
+    context.output.emit(facts, human)
     return ExitCode.FINDINGS if has_problem(everything) else None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cloudsave.clock import Clock
 from cloudsave.engines.api import Engine
+from cloudsave.errors import IntegrityError
 from cloudsave.model.engine_facts import SlotState
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.model.ledger import Ledger
@@ -56,7 +57,16 @@ def _backups(lineage: Lineage, clock: Clock) -> Iterator[Finding]:
     if not backup_ids:
         yield Finding(Severity.PROBLEM, "backup", "there is no base backup", "run `cloudsave backup`")
         return
-    newest = lineage.manifest(backup_ids[-1])
+    try:
+        newest = lineage.manifest(backup_ids[-1])
+    except IntegrityError as error:
+        yield Finding(
+            Severity.PROBLEM,
+            "backup",
+            f"the newest backup cannot be used: {error.message}",
+            "take a new one with `cloudsave backup NAME --full`, and run `cloudsave verify`",
+        )
+        return
     age_days = (clock.now() - instant_from_us(newest.finished_us)).total_seconds() / 86400
     old = age_days > BACKUP_AGE_DAYS_MAX
     yield Finding(

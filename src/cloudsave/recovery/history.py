@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from cloudsave.engines.api import Dialect
-from cloudsave.errors import TargetUnreachable
+from cloudsave.errors import IntegrityError, TargetUnreachable
 from cloudsave.model.history import Ancestry
 from cloudsave.model.item import ItemKind
 from cloudsave.model.log import LogHole, LogIndex, LogSegment
@@ -76,6 +77,8 @@ class History:
     ancestry: Ancestry = field(default_factory=Ancestry)
     """An entry for each branch whose history file is stored, and for no other."""
     holes: tuple[LogHole, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    """Backups whose manifests are damaged."""
     first_branch: str = FIRST_BRANCH
     position_text: Callable[[Position], str] = _plain_text
     """Positions in the engine's text form."""
@@ -100,10 +103,18 @@ def summary_of(manifest: Manifest) -> BackupSummary:
 
 def read_history(lineage: Lineage, dialect: Dialect) -> History:
     """
-    Read what is stored of a lineage. Raises: TargetUnreachable where there is no backup, IntegrityError.
+    Read what is stored of a lineage. A damaged manifest stops nothing but the use of its own backup.
+
+    Raises: TargetUnreachable where there is no backup; IntegrityError where none can be read, and where a
+    branch's history is damaged: the wrong branch could be followed.
     """
-    manifests = map_ahead(lineage.manifest, lineage.backup_ids(), in_flight=MANIFESTS_IN_FLIGHT)
-    backups = tuple(map(summary_of, manifests))
+    backup_ids = lineage.backup_ids()
+    read = map_ahead(partial(_summary_or_error, lineage), backup_ids, in_flight=MANIFESTS_IN_FLIGHT)
+    found = dict(zip(backup_ids, read, strict=True))
+    backups = [one for one in found.values() if isinstance(one, BackupSummary)]
+    unreadable = {name: one for name, one in found.items() if isinstance(one, IntegrityError)}
+    if not backups and unreadable:
+        raise next(iter(unreadable.values()))
     if not backups:
         raise TargetUnreachable(
             f"lineage {lineage.id!r} has no backup to restore",
@@ -111,12 +122,28 @@ def read_history(lineage: Lineage, dialect: Dialect) -> History:
         )
     ancestors = {branch: dialect.parse_history(raw) for branch, raw in lineage.histories().items()}
     return History(
-        backups=backups,
+        backups=tuple(backups),
         segments=tuple(lineage.logs()),
         ancestry=Ancestry(ancestors),
-        holes=tuple(lineage.holes()),
+        holes=_known_holes(lineage),
+        unreadable=tuple(unreadable),
         position_text=dialect.format_position,
     )
+
+
+def _summary_or_error(lineage: Lineage, backup_id: str) -> BackupSummary | IntegrityError:
+    try:
+        return summary_of(lineage.manifest(backup_id))
+    except IntegrityError as error:
+        return error
+
+
+def _known_holes(lineage: Lineage) -> tuple[LogHole, ...]:
+    """They explain refusals and decide nothing: what is durable is told by the log itself."""
+    try:
+        return tuple(lineage.holes())
+    except IntegrityError:
+        return ()
 
 
 class IndexReader:

@@ -398,6 +398,8 @@ def _notes(reach: Reach, backup: BackupSummary) -> Iterator[str]:
     newer = [one for one in reach.history.ancestry.ancestors if one > reach.branch]
     if newer:
         yield f"the source has also been on branch {', '.join(sorted(newer))}, which is not followed"
+    for backup_id in reach.history.unreadable:
+        yield f"backup {backup_id} is damaged and was left aside: run `cloudsave verify`"
     if backup.corrupt_pages:
         yield f"the backup holds {backup.corrupt_pages} pages that were already damaged in the source"
     mode = backup.settings.get("archive_mode", "off")

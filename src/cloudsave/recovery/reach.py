@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cloudsave.errors import ReachablePoint, TargetUnreachable, UnknownBackup
+from cloudsave.errors import IntegrityError, ReachablePoint, TargetUnreachable, UnknownBackup
 from cloudsave.model.ledger import Ledger, Stretch
 from cloudsave.model.log import instant_from_us
 from cloudsave.model.position import Position
@@ -119,6 +119,11 @@ class Reach:
         for one in self.history.backups:
             if one.backup_id == backup_id:
                 return one
+        if backup_id in self.history.unreadable:
+            raise IntegrityError(
+                f"manifest of backup {backup_id!r} is damaged",
+                hints=["another backup may lead to the same state: leave --backup out", "`cloudsave verify`"],
+            )
         raise UnknownBackup(
             f"backup {backup_id!r} is not in the repository", hints=["`cloudsave list` shows the backups"]
         )

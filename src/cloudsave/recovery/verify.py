@@ -1,20 +1,20 @@
 """
 Check what is stored of a lineage against what its manifests and object names promise.
 
-Quick: every manifest's signature, every map, every index and history; every pack and log object by existence,
-size and footer; that maps stay within their packs; that each backup has the log which makes it consistent;
-holes.
+Quick: every manifest's signature, every map and index; the records (`verify_records`); every pack and log
+object by existence, size and footer; that maps stay within their packs; that each backup has the log which
+makes it consistent; holes.
 With `read_all`: every byte of every pack and log object, digest and authentication of each frame. A byte that
 authenticates is the byte that was written, pages included: those were checked when they were read.
+Packs and maps that no manifest names are those of unfinished backups: they count for nothing yet.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogHole, LogSegment
 from cloudsave.model.manifest import Manifest
 from cloudsave.recovery.history import FIRST_BRANCH
+from cloudsave.recovery.verify_records import LISTED_MAX, in_parallel, verify_identity, verify_records
 from cloudsave.repository.container import (
     FOOTER_BYTES,
     FRAME_HEADER,
@@ -41,12 +42,6 @@ from cloudsave.repository.maps import ZERO_FRAME, MapObject, decode_map_object
 from cloudsave.repository.prints import StoredPrints
 from cloudsave.repository.priors import expand_segment
 from cloudsave.telemetry import NoProgress, Progress
-
-WORKERS = 4
-LISTED_MAX = 5
-"""Limit: names that one finding gives."""
-A = TypeVar("A")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +80,7 @@ def verify_lineage(
 ) -> list[Finding]:
     """Check; never raises for damage, that is what it reports. Raises: StoreError, UnknownBackup."""
     run = _Verification(lineage, dialect, request, progress or NoProgress())
-    return [*run.identity(), *run.backups(), *run.log()]
+    return [*run.records(), *run.backups(), *run.log()]
 
 
 class _Verification:
@@ -104,13 +99,12 @@ class _Verification:
         self._stored = StoredPrints(lineage, self._pack_sizes)
         self._manifests: list[Manifest] = []
 
-    def identity(self) -> Iterator[Finding]:
-        """The record of whose backups these are."""
-        try:
-            self._lineage.identity()
-        except IntegrityError as error:
-            hint = "restore the object from a copy of the repository"
-            yield Finding(Severity.PROBLEM, "identity", str(error.message), hint)
+    def records(self) -> Iterator[Finding]:
+        """The small objects: for a single backup, only those that a restore of it reads."""
+        yield from verify_identity(self._lineage)
+        single = self._request.backup_id is not None
+        names = [name for name in self._sizes if not single or name.endswith("/history")]
+        yield from verify_records(self._lineage, self._dialect, names)
 
     # ---- base backups
 
@@ -136,7 +130,7 @@ class _Verification:
         names = sorted({name for manifest in self._manifests for name in manifest.packs})
         total = sum(self._sizes.get(f"packs/{name}", 0) for name in names)
         self._progress.begin("verify packs", bytes_total=total)
-        checked = dict(zip(names, _in_parallel(self._check_pack, names), strict=True))
+        checked = dict(zip(names, in_parallel(self._check_pack, names), strict=True))
         self._progress.finish()
         return checked
 
@@ -169,6 +163,8 @@ class _Verification:
         """Open frame by frame: a pack may hold far more plain bytes than its own. Raises: IntegrityError."""
         content = memoryview(self._lineage.store.get(name))
         footer = check_digest(name, content)
+        if any(footer.signature):
+            check_digest(name, content, public_key=self._lineage.keys.public_key())
         reader = ContainerReader(self._lineage.keys, name, Kind.PACK, content[:HEADER_BYTES])
         offset, end = HEADER_BYTES, len(content) - FOOTER_BYTES
         for number in range(footer.frame_count):
@@ -180,7 +176,7 @@ class _Verification:
     def _check_maps(self) -> dict[str, MapObject | str]:
         """For each map that a manifest names, the map, or what is wrong with it."""
         names = sorted({name for manifest in self._manifests for name in manifest.maps})
-        return dict(zip(names, _in_parallel(self._check_map, names), strict=True))
+        return dict(zip(names, in_parallel(self._check_map, names), strict=True))
 
     def _check_map(self, map_id: str) -> MapObject | str:
         try:
@@ -248,15 +244,14 @@ class _Verification:
     # ---- log
 
     def log(self) -> Iterator[Finding]:
-        """Log objects, histories, holes, and whether each backup has its log."""
-        ancestry, problems = self._ancestry()
-        yield from problems
+        """Log objects, holes, and whether each backup has its log."""
+        ancestry = self._ancestry()
         segments = self._lineage.logs()
         wanted = self._segments_to_check(segments, ancestry)
         self._progress.begin("verify log", bytes_total=sum(one.size_bytes for one in wanted))
         damage = _Damage()
         sound = []
-        for segment, what in zip(wanted, _in_parallel(self._check_segment, wanted), strict=True):
+        for segment, what in zip(wanted, in_parallel(self._check_segment, wanted), strict=True):
             if what:
                 damage.add(what, f"{segment.branch} {segment.first:#x}-{segment.last:#x}")
             else:
@@ -269,18 +264,20 @@ class _Verification:
         if self._request.backup_id is None:
             yield from self._continuity(ledger, ancestry)
 
-    def _ancestry(self) -> tuple[Ancestry, list[Finding]]:
-        ancestors, problems = {}, []
+    def _ancestry(self) -> Ancestry:
+        """What is known of it; a damaged history has been told of with the records."""
+        ancestors = {}
+        for branch in self._lineage.branches_with_history():
+            with suppress(IntegrityError):
+                ancestors[branch] = self._dialect.parse_history(self._lineage.history(branch))
+        return Ancestry(ancestors)
+
+    def _known_holes(self) -> list[LogHole]:
+        """Recorded holes; a damaged record has been told of with the records."""
         try:
-            histories = self._lineage.histories()
-        except IntegrityError as error:
-            return Ancestry({}), [Finding(Severity.PROBLEM, "history", str(error.message))]
-        for branch, content in histories.items():
-            try:
-                ancestors[branch] = self._dialect.parse_history(content)
-            except IntegrityError as error:
-                problems.append(Finding(Severity.PROBLEM, f"history of branch {branch}", str(error.message)))
-        return Ancestry(ancestors), problems
+            return self._lineage.holes()
+        except IntegrityError:
+            return []
 
     def _segments_to_check(self, segments: list[LogSegment], ancestry: Ancestry) -> list[LogSegment]:
         if self._request.backup_id is None:
@@ -323,7 +320,7 @@ class _Verification:
 
     def _continuity(self, ledger: Ledger, ancestry: Ancestry) -> Iterator[Finding]:
         """Holes on each branch; one that capture did not record means that stored log was lost."""
-        recorded = self._lineage.holes()
+        recorded = self._known_holes()
         for branch in ledger.branches():
             if branch not in ancestry.ancestors and branch != FIRST_BRANCH:
                 yield Finding(
@@ -354,8 +351,3 @@ def _causes(holes: Sequence[LogHole], first: int, last: int) -> list[str]:
             causes.append(hole.cause)
             first = hole.last
     return causes if first >= last else []
-
-
-def _in_parallel(check: Callable[[A], T], things: Sequence[A]) -> list[T]:
-    with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(check, things))

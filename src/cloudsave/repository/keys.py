@@ -12,14 +12,11 @@ Source: RFC 9106 (Argon2, second recommended option), age-encryption.org/v1.
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyrage
-from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -27,6 +24,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cloudsave.clock import Clock
 from cloudsave.errors import IntegrityError, UsageError, WrongKey
 from cloudsave.repository.crypto import KEY_BYTES, derive_key
+from cloudsave.repository.plain import read_plain, write_plain
 
 ARGON2_MEMORY_KIB = 64 << 10
 ARGON2_ITERATIONS = 3
@@ -69,6 +67,8 @@ class KeySlot:
     type: str
     """"argon2id", "age" or "damaged"."""
     recipient: str
+    key_id: str = ""
+    """Of the key that it wraps."""
 
 
 def describe_slot(slot_id: str, content: bytes) -> KeySlot:
@@ -76,7 +76,7 @@ def describe_slot(slot_id: str, content: bytes) -> KeySlot:
     slot = _decode_slot(content)
     if slot is None:
         return KeySlot(slot_id, "damaged", "")
-    return KeySlot(slot_id, str(slot["type"]), str(slot.get("recipient", "")))
+    return KeySlot(slot_id, str(slot["type"]), str(slot.get("recipient", "")), str(slot.get("key_id", "")))
 
 
 def new_recovery_key() -> RecoveryKey:
@@ -229,24 +229,13 @@ def _argon2(passphrase: str, salt: bytes, parameters: dict[str, Any]) -> bytes:
 
 
 def _encode_slot(slot: dict[str, Any], repository_key: bytes) -> bytes:
-    slot = {"format": 1, "key_id": key_id(repository_key), **slot}
-    slot["blake3"] = _slot_digest(slot)
-    return json.dumps(slot, indent=1, sort_keys=True).encode()
+    return write_plain({"format": 1, "key_id": key_id(repository_key), **slot})
 
 
 def _decode_slot(content: bytes) -> dict[str, Any] | None:
     """The slot, or None where it is damaged: another slot may do."""
-    try:
-        slot = json.loads(content)
-        if isinstance(slot, dict) and slot.pop("blake3", None) == _slot_digest(slot):
-            return slot
-    except (ValueError, binascii.Error):
-        return None
-    return None
-
-
-def _slot_digest(slot: dict[str, Any]) -> str:
-    return blake3(json.dumps(slot, sort_keys=True).encode()).hexdigest()
+    found = read_plain(content)
+    return found.fields if found is not None and found.intact else None
 
 
 def _text(content: bytes) -> str:

@@ -31,10 +31,14 @@ from cloudsave.repository.log_objects import (
     write_log_object,
 )
 from cloudsave.repository.manifests import decode_manifest, encode_manifest
+from cloudsave.repository.plain import read_plain, write_plain
 from cloudsave.store.api import Buffer, ObjectInfo, ObjectStore
 
 RECORD_BYTES_MAX = 16 << 20
 """Limit: size of a history, pin or hole record."""
+
+
+IDENTITY_FIELDS = ("engine", "system_identifier", "source", "first_seen_utc", "public_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +79,30 @@ class Lineage:
             "public_key": self.keys.public_key().hex(),
         }
         try:
-            self.store.put(self.root + "identity", [json.dumps(record, indent=1, sort_keys=True).encode()])
+            self.store.put(self.root + "identity", [write_plain(record)])
         except ObjectExists:
             return
 
     def identity(self) -> LineageIdentity | None:
         """What `record_identity` noted; None where the lineage is not stored yet. Raises: IntegrityError."""
         try:
-            record = json.loads(self.store.get(self.root + "identity"))
-            record["public_key"] = bytes.fromhex(record["public_key"])
-            found = LineageIdentity(**record)
+            read = read_plain(self.store.get(self.root + "identity"))
         except ObjectMissing:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"identity of lineage {self.id!r} is damaged") from error
+        try:
+            if read is None or read.intact is False:
+                raise ValueError("its digest is wrong, or it is no JSON object")
+            record = {name: str(read.fields[name]) for name in IDENTITY_FIELDS}
+            key = bytes.fromhex(record.pop("public_key"))
+            found = LineageIdentity(**record, public_key=key)
+        except (ValueError, KeyError) as error:
+            raise IntegrityError(
+                f"identity of lineage {self.id!r} is damaged",
+                hints=[
+                    f"a restore needs it for the name alone: give {self.id} in place of the source's name",
+                    "restore the object from a copy of the repository, or remove it: a backup writes it anew",
+                ],
+            ) from error
         if found.public_key != self.keys.public_key():
             raise IntegrityError(
                 f"identity of lineage {self.id!r} names a foreign signing key",
@@ -154,10 +168,17 @@ class Lineage:
                 ) from error
 
     def histories(self) -> dict[str, bytes]:
-        """Raw history files by branch."""
+        """Raw history files by branch. Raises: IntegrityError where one is damaged."""
+        return {branch: self.history(branch) for branch in self.branches_with_history()}
+
+    def branches_with_history(self) -> list[str]:
+        """The branches whose history files are stored."""
         names = [info.name.split("/") for info in self.store.list(self.root + "logs/")]
-        branches = [parts[3] for parts in names if len(parts) == 5 and parts[4] == "history"]
-        return {branch: self._get_record(f"logs/{branch}/history") for branch in branches}
+        return [parts[3] for parts in names if len(parts) == 5 and parts[4] == "history"]
+
+    def history(self, branch: str) -> bytes:
+        """The raw history file of a branch. Raises: ObjectMissing, IntegrityError."""
+        return self._get_record(f"logs/{branch}/history")
 
     def put_hole(self, hole: LogHole) -> None:
         """Record a hole and its cause; recording it again changes nothing."""
@@ -198,12 +219,15 @@ class Lineage:
 
     def _is_revocation(self, info: ObjectInfo) -> bool:
         """
-        Whether an object stands where a manifest could, to say that there will be none. A damaged manifest
-        of the same size is not taken for one. Raises: IntegrityError.
+        Whether an object stands where a manifest could, to say that there will be none. A damaged one is
+        taken for a manifest, which cannot be read then: one object more or less stops nothing else.
         """
         if info.size_bytes != REVOCATION_BYTES:
             return False
-        return self.get_blob(info.name[len(self.root) :], Kind.RECORD) == b""
+        try:
+            return self.get_blob(info.name[len(self.root) :], Kind.RECORD) == b""
+        except IntegrityError:
+            return False
 
     def manifest_name(self, backup_id: str) -> str:
         """Object name of a manifest: the commit point of a backup."""
@@ -235,7 +259,10 @@ class Lineage:
         condemned: set[str] = set()
         for info in self.store.list("tombs/"):
             try:
-                names = json.loads(self.store.get(info.name))["objects"]
+                tomb = read_plain(self.store.get(info.name))
+                if tomb is None or tomb.intact is False:
+                    raise ValueError("its digest is wrong, or it is no JSON object")
+                names = tomb.fields["objects"]
                 mine = {name[len(self.root) :] for name in names if name.startswith(self.root)}
             except ObjectMissing:
                 continue

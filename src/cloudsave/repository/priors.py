@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from cloudsave.errors import CloudsaveError
+from cloudsave.errors import CloudsaveError, IntegrityError
 from cloudsave.model.manifest import FileEntry, Manifest
 from cloudsave.repository.container import FOOTER_BYTES, FRAME_HEADER, FrameRef, Kind
 from cloudsave.repository.frames import read_frame
@@ -214,12 +214,22 @@ class Priors:
         if index not in self._maps:
             assert self._parent is not None
             map_id = self._parent.maps[index]
-            content = self._lineage.get_blob(f"maps/{map_id}", Kind.MAP)
-            self._maps[index] = decode_map_object(content, f"map {map_id!r}")
+            self._maps[index] = self._read_map(map_id)
             if len(self._maps) > MAPS_CACHED_MAX:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(index)
         return self._maps[index]
+
+    def _read_map(self, map_id: str) -> MapObject:
+        try:
+            content = self._lineage.get_blob(f"maps/{map_id}", Kind.MAP)
+            return decode_map_object(content, f"map {map_id!r}")
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"map {map_id!r}, which this backup would build on, is damaged",
+                detail=error.detail,
+                hints=["`cloudsave backup NAME --full` builds on no other backup", *error.hints],
+            ) from error
 
     def adopt(self, packs: list[tuple[str, int]]) -> int:
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +31,15 @@ from cloudsave.repository.keys import (
     recipient_slot,
 )
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.plain import read_plain, write_plain
 from cloudsave.store.api import ObjectStore
 
 REPOSITORY_OBJECT = "cloudsave.json"
 FORMAT_VERSION = 1
+HEAD_FIELDS = ("format", "repository_id", "key_id", "features", "created_utc")
+_IN_LINEAGE = re.compile(
+    r"lineages/([a-z]+-[^/]+)/(identity$|(generations|packs|maps|backups|logs|pins|proofs)/)"
+)
 KNOWN_FEATURES: frozenset[str] = frozenset()
 """Feature bits that this release understands; a repository with another one is refused."""
 
@@ -60,6 +65,11 @@ class Repository:
 
     def __repr__(self) -> str:
         return f"Repository({self.store.url!r})"
+
+    @property
+    def key_id(self) -> str:
+        """The public name of its key."""
+        return key_id(self._key)
 
     @staticmethod
     def create(
@@ -95,7 +105,7 @@ class Repository:
             "features": [],
             "created_utc": clock.now().isoformat(timespec="seconds"),
         }
-        content = json.dumps(head, indent=1, sort_keys=True).encode()
+        content = write_plain(head)
         try:
             store.put(REPOSITORY_OBJECT, [content])
         except ObjectExists as error:
@@ -120,9 +130,9 @@ class Repository:
         return Repository(store, head["repository_id"], key, clock=clock)
 
     def lineage_ids(self) -> list[str]:
-        """Ids of all lineages, sorted. One listing, by identity objects."""
-        names = (info.name.split("/") for info in self.store.list("lineages/"))
-        return sorted({parts[1] for parts in names if len(parts) == 3 and parts[2] == "identity"})
+        """Ids of all lineages of which anything is stored, sorted. One listing."""
+        found = (_IN_LINEAGE.match(info.name) for info in self.store.list("lineages/"))
+        return sorted({match[1] for match in found if match})
 
     def lineage(self, lineage_id: str) -> Lineage:
         """The lineage of that id, stored already or not."""
@@ -156,23 +166,31 @@ def read_head(store: ObjectStore) -> dict[str, Any]:
             f"no cloudsave repository at {store.url}",
             hints=["is the URL right?", "`cloudsave init` makes a new repository"],
         ) from error
+    found = read_plain(content)
     try:
-        head = json.loads(content)
-        version, features = head["format"], set(head["features"])
-        head["key_id"], head["repository_id"]
+        if found is None:
+            raise ValueError("no JSON object")
+        version, features = found.fields["format"], set(found.fields["features"])
+        found.fields["key_id"], found.fields["repository_id"]
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"object {REPOSITORY_OBJECT!r} is damaged",
-            detail="It is not the JSON object that `cloudsave init` wrote.",
-            hints=["restore it from a copy of the repository; it holds no secrets"],
-        ) from error
+        raise _damaged_head() from error
     if version != FORMAT_VERSION or features - KNOWN_FEATURES:
+        if found.intact is False:
+            raise _damaged_head()
         raise FormatUnsupported(
             f"cannot read repository at {store.url}",
             detail=f"It has format {version} with features {sorted(features)}, not {FORMAT_VERSION}.",
             hints=["use a newer release of cloudsave"],
         )
-    return dict(head)
+    return found.fields
+
+
+def _damaged_head() -> IntegrityError:
+    return IntegrityError(
+        f"object {REPOSITORY_OBJECT!r} is damaged",
+        detail="It is not the JSON object that `cloudsave init` wrote.",
+        hints=["restore it from a copy of the repository; it holds no secrets"],
+    )
 
 
 def _prove_conditional_put(store: ObjectStore, content: bytes) -> None:

@@ -247,8 +247,9 @@ def test_a_manifest_cut_to_the_size_of_a_revocation_is_not_taken_for_one() -> No
     name = lineage.manifest_name("20260101T000000Z-0001")
     content, instant = store.objects[name]
     store.objects[name] = (content[:REVOCATION_BYTES], instant)
+    assert lineage.backup_ids() == ["20260101T000000Z-0001"]
     with pytest.raises(IntegrityError):
-        lineage.backup_ids()
+        lineage.manifest("20260101T000000Z-0001")
 
 
 def test_an_empty_stretch_of_log_has_no_name() -> None:

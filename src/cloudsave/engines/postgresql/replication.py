@@ -45,6 +45,8 @@ _COPIES = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOT
 
 _NO_REPLICATION = re.compile("superuser or replication role|start WAL sender")
 _NO_WAL_SENDERS = re.compile(r"max_wal_senders\W+currently 0\)")
+_LOG_FILE = re.compile(r"\b[0-9A-F]{24}\b")
+"""The name of a WAL segment, which is the same in every language that a server speaks."""
 _REMOVED = re.compile("WAL segment [0-9A-F]{24} has already been removed")
 """
 The state is that of an internal error where the server notices it only after it has read the segment: it is
@@ -85,11 +87,11 @@ def translate_error(message: str, sqlstate: str, *, doing: str) -> CloudsaveErro
     """The error of ours for what a server said while `doing` something."""
     text = " ".join(message.split()).removeprefix("ERROR:").removeprefix("FATAL:").strip()
     detail = f"The server said: {text}" if text else "The server closed the connection."
-    if (sqlstate == "58P01" and "WAL segment" in text) or (sqlstate == "XX000" and _REMOVED.search(text)):
+    if (sqlstate == "58P01" and _LOG_FILE.search(text)) or (sqlstate == "XX000" and _REMOVED.search(text)):
         return LogRemoved("the server has removed log that is needed", detail=detail)
     if sqlstate == "55006":
         return CaptureRunning("replication slot is in use", detail=detail)
-    if sqlstate in ("42704", "55000") and "slot" in text:
+    if sqlstate in ("42704", "55000") and "slot" in text.lower():
         return SlotLost("replication slot cannot be used", detail=detail)
     if sqlstate == "42501" or sqlstate.startswith("28"):
         return PermissionMissing(
