@@ -9,7 +9,8 @@ from cloudsave.backup.run import LogCover
 from cloudsave.clock import Clock
 from cloudsave.config.credentials import FoundSecrets
 from cloudsave.config.model import Config, SourceConfig
-from cloudsave.engines.api import Engine
+from cloudsave.engines.api import BackupSource, Engine
+from cloudsave.engines.paced import PacedSource
 from cloudsave.engines.registry import open_engine
 from cloudsave.errors import ConfigurationError, ForeignSystem, IntegrityError, UnknownSource, UsageError
 from cloudsave.logs.background import BackupLogCover
@@ -52,6 +53,19 @@ def open_repository(config: Config, secrets: FoundSecrets, *, clock: Clock) -> R
 def engine(source: SourceConfig) -> Engine:
     """The engine of a source; connects to nothing yet."""
     return open_engine(source.url)
+
+
+def backup_source(
+    opened: Engine, source: SourceConfig, config: Config, *, mode: str | None, clock: Clock
+) -> BackupSource:
+    """A base backup of a source by `mode`, or the source's own, no faster than is configured."""
+    found = opened.backup_source(
+        mode=mode or source.mode, fast=source.checkpoint == "fast", label=f"cloudsave {source.name}"
+    )
+    if config.read_limit_bytes_per_second is None:
+        return found
+    bucket = TokenBucket(bytes_per_second=config.read_limit_bytes_per_second, clock=clock)
+    return PacedSource(found, bucket.take)
 
 
 def lineage_of(repository: Repository, name: str) -> Lineage:

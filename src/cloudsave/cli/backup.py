@@ -26,6 +26,7 @@ CORRUPT_PAGES_SHOWN_MAX = 10
 @config_option("compression_level")
 @config_option("workers")
 @config_option("rate_limit_bytes_per_second")
+@config_option("read_limit_bytes_per_second")
 @config_option("paranoid")
 @with_context
 def backup(
@@ -63,9 +64,7 @@ def backup(
         plan,
         BackupContext(
             lineage=lineage,
-            open_source=lambda: engine.backup_source(
-                mode=request.mode, fast=request.fast_checkpoint, label=f"cloudsave {name}"
-            ),
+            open_source=lambda: assembly.backup_source(engine, source, config, mode=mode, clock=clock),
             cover=assembly.log_cover(engine, source, lineage, clock=clock),
             dialect=engine.dialect,
             clock=clock,

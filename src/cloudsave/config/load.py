@@ -291,6 +291,7 @@ def _build(settings: Settings, sources: Mapping[str, Settings], files: tuple[Pat
         compression_level=_of(int, values["compression_level"]),
         workers=_optional(int, values["workers"]) or workers_default(),
         rate_limit_bytes_per_second=_optional(int, values["rate_limit_bytes_per_second"]),
+        read_limit_bytes_per_second=_optional(int, values["read_limit_bytes_per_second"]),
         rpo_seconds=rpo_seconds,
         log_object_bytes_max=_of(int, values["log_object_bytes_max"]),
         paranoid=_of(bool, values["paranoid"]),

@@ -52,6 +52,7 @@ class Config:
     compression_level: int
     workers: int
     rate_limit_bytes_per_second: int | None
+    read_limit_bytes_per_second: int | None
     rpo_seconds: float
     log_object_bytes_max: int
     paranoid: bool

@@ -140,6 +140,13 @@ GLOBAL_OPTIONS = (
         minimum=RATE_MIN_BYTES,
     ),
     Option(
+        "read_limit_bytes_per_second",
+        Kind.SIZE,
+        "Bytes per second that a base backup and `check --pages` read from the server, at most.",
+        default_text="no limit",
+        minimum=RATE_MIN_BYTES,
+    ),
+    Option(
         "rpo_seconds",
         Kind.NUMBER,
         "Age at which captured log is made durable: how much may be lost with the server.",

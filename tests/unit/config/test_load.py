@@ -22,6 +22,7 @@ FULL = """\
 compression_level = 3
 workers = 7
 rate_limit_bytes_per_second = "50 MB"
+read_limit_bytes_per_second = "40 MB"
 rpo_seconds = 2
 log_object_bytes_max = "8 MiB"
 paranoid = true
@@ -69,6 +70,7 @@ def test_every_option_of_a_file_arrives(tmp_path: Path) -> None:
         "compression_level": 3,
         "workers": 7,
         "rate_limit_bytes_per_second": 50_000_000,
+        "read_limit_bytes_per_second": 40_000_000,
         "rpo_seconds": 2.0,
         "log_object_bytes_max": 8 << 20,
         "paranoid": True,
