@@ -55,6 +55,11 @@ def engine(source: SourceConfig) -> Engine:
     return open_engine(source.url)
 
 
+def backup_engine(source: SourceConfig) -> Engine:
+    """The engine that a source's base backups are read from; connects to nothing yet."""
+    return open_engine(source.backup_url or source.url)
+
+
 def backup_source(
     opened: Engine, source: SourceConfig, config: Config, *, mode: str | None, clock: Clock
 ) -> BackupSource:
@@ -136,17 +141,31 @@ def lineage_for(
     return lineage
 
 
-def log_cover(opened: Engine, source: SourceConfig, lineage: Lineage, *, clock: Clock) -> LogCover:
-    """Who captures the log while a base backup runs: the capture that runs, or one of the backup's own."""
+def log_cover(source: SourceConfig, lineage: Lineage, *, clock: Clock) -> LogCover:
+    """
+    Who captures the log while a base backup runs: the capture that runs, or one of the backup's own.
+
+    Without a permanent slot that is at the server which the backup is read from: a standby begins a backup
+    at its own last restart point, before which its primary may have removed the log.
+    Raises: ForeignSystem where log and base backups are configured to come from two clusters.
+    """
+    opened = engine(source)
+    if source.backup_url and (found := opened.identify().lineage) != lineage.id:
+        raise ForeignSystem(
+            f"url and backup_url of source {source.name!r} lead to two clusters",
+            detail=f"At url is {found}, at backup_url {lineage.id}.",
+            hints=["is one of them of another cluster, or was one created anew?"],
+        )
 
     def running() -> bool:
         return opened.slot_state(source.slot) is SlotState.ACTIVE
 
     permanent = opened.slot_state(source.slot) is not SlotState.ABSENT
     own_slot = source.slot if permanent else f"{source.slot}_{clock.random_bytes(3).hex()}"[-63:]
+    reader = opened if permanent else backup_engine(source)
     return BackupLogCover(
         running,
-        lambda: opened.log_source(slot=own_slot, temporary=not permanent),
+        lambda: reader.log_source(slot=own_slot, temporary=not permanent),
         lineage,
         opened.dialect,
         clock=clock,

@@ -200,6 +200,13 @@ class ExtractionFailed(EngineError):
     code = "CS-2020"
 
 
+class BackupInvalidated(EngineError):
+    """The server changed during a base backup so that what was read is worthless; a new one may succeed."""
+
+    code = "CS-2015"
+    retryable = True
+
+
 # ---- store -----------------------------------------------------------------------------------------------
 # ---------------
 class StoreError(CloudsaveError):

@@ -25,7 +25,7 @@ from cloudsave.backup.changes import (
 from cloudsave.backup.plan import BackupPlan
 from cloudsave.clock import Clock
 from cloudsave.engines.api import BackupSource, Dialect
-from cloudsave.errors import ForeignSystem, IntegrityError
+from cloudsave.errors import BackupInvalidated, ForeignSystem, IntegrityError
 from cloudsave.model.engine_facts import BackupStart, BackupStop, LogAtHand
 from cloudsave.model.manifest import BackupStatistics, ChangeDetection, Manifest, Rung
 from cloudsave.model.position import Position
@@ -152,6 +152,7 @@ class _Run:
         if trust is not None:
             writer.trust(trust)
         stop = self._copy(source, begun)
+        _refuse_other_branch(begun, stop)
         context.progress.note("waiting for the log up to the end of the backup")
         log_begin = self._log_begin(begun.position)
         context.cover.wait_until_durable(log_begin, stop.position, begun.log_at_hand)
@@ -231,6 +232,16 @@ class _Run:
         writer.drain()
         progress.finish()
         return stop
+
+
+def _refuse_other_branch(begun: BackupStart, stop: BackupStop) -> None:
+    """A replica has followed its primary to another branch meanwhile: one backup belongs to one branch."""
+    if begun.position.branch != stop.position.branch:
+        raise BackupInvalidated(
+            "source changed to another branch during the backup",
+            detail=f"It began on {begun.position.branch} and ended on {stop.position.branch}.",
+            hints=["run the backup again: what is stored is not sent again"],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def backup(
     """
     config, clock = context.config, context.clock
     source = context.source(name)
-    engine = assembly.engine(source)
+    engine = assembly.backup_engine(source)
     repository = assembly.open_repository(config, context.secrets(), clock=clock)
     identity = engine.identify()
     lineage = assembly.lineage_for(repository, identity, source=name, record=not dry_run)
@@ -65,7 +65,7 @@ def backup(
         BackupContext(
             lineage=lineage,
             open_source=lambda: assembly.backup_source(engine, source, config, mode=mode, clock=clock),
-            cover=assembly.log_cover(engine, source, lineage, clock=clock),
+            cover=assembly.log_cover(source, lineage, clock=clock),
             dialect=engine.dialect,
             clock=clock,
             progress=context.progress,

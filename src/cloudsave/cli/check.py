@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from cloudsave import assembly
@@ -38,12 +40,15 @@ def check(context: CommandContext, name: str, pages: bool, mode: str | None) -> 
     engine = assembly.engine(source)
     identity = engine.identify()
     findings: list[Finding] = list(engine.findings())
+    reader = assembly.backup_engine(source)
+    if source.backup_url:
+        findings += [replace(one, subject=f"backup_url: {one.subject}") for one in reader.findings()]
     repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
     lineage = assembly.lineage_for(repository, identity, source=name, record=False)
     findings += check_protection(
         engine, lineage, slot=source.slot, rpo_seconds=source.rpo_seconds, clock=context.clock
     )
-    scrubbed = _check_pages(context, engine, source, identity, mode) if pages else None
+    scrubbed = _check_pages(context, reader, source, identity, mode) if pages else None
     if scrubbed:
         findings += scrub_findings(scrubbed)
     _show(context, identity, findings, scrubbed)

@@ -27,6 +27,7 @@ def source() -> None:
 @source.command("add", cls=Command)
 @source_argument
 @click.argument("url", metavar="URL")
+@click.option("--backup-url", metavar="URL", help="Server that base backups are read from: a standby.")
 @click.option("--slot", help="Name of the replication slot.  [default: cloudsave_NAME]")
 @click.option("--checkpoint", type=click.Choice(("fast", "spread")), help="How a base backup begins.")
 @click.option("--mode", type=click.Choice(("auto", "local", "remote")), help="How files are read.")
@@ -47,8 +48,9 @@ def add(context: CommandContext, /, name: str, url: str, **given: str | float | 
         raise ConfigurationError(
             f"source {name!r} exists already", hints=[f"cloudsave source show {name} tells where it stands"]
         )
-    if not holds_secret(url):
-        check_url_form(url)
+    for one in (url, str(given.get("backup_url") or url)):
+        if not holds_secret(one):
+            check_url_form(one)
     slot = str(given.get("slot") or default_slot(name))
     for other in config.sources.values():
         if (other.url, other.slot) == (url, slot):
@@ -163,6 +165,7 @@ def _facts(entry: SourceConfig) -> dict[str, str | float]:
     return {
         "name": entry.name,
         "url": redact(entry.url),
+        "backup_url": redact(entry.backup_url or entry.url),
         "slot": entry.slot,
         "checkpoint": entry.checkpoint,
         "mode": entry.mode,

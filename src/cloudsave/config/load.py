@@ -145,7 +145,7 @@ def _table(file: ConfigFile, keys: tuple[str, ...], value: object) -> Mapping[st
 
 def _file_value(file: ConfigFile, keys: tuple[str, ...], entry: Option, value: object) -> Value:
     checked = checked_value(entry, value, place=file.place(*keys), name=".".join(keys))
-    if entry.name.rpartition(".")[2] == "url":
+    if entry.name.endswith("url"):
         refuse_secret_url(str(checked), place=file.place(*keys))
     return checked
 
@@ -320,6 +320,7 @@ def _build_sources(sources: Mapping[str, Settings], rpo_seconds: float) -> Mappi
             checkpoint=_of(str, values["checkpoint"]),
             mode=_of(str, values["mode"]),
             rpo_seconds=_optional(float, values["rpo_seconds"]) or rpo_seconds,
+            backup_url=_optional(str, values["backup_url"]),
         )
         other = slots.setdefault((source.url, source.slot), name)
         if other != name:

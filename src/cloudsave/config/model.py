@@ -31,6 +31,8 @@ class SourceConfig:
     mode: str
     """`auto`, `local` or `remote`."""
     rpo_seconds: float
+    backup_url: str | None = None
+    """Where base backups are read, if not at `url`."""
 
     def __repr__(self) -> str:
         return f"SourceConfig(name={self.name!r}, url={redact(self.url)!r})"

@@ -204,6 +204,13 @@ SOURCE_OPTIONS = (
         per_source=True,
     ),
     Option(
+        "backup_url",
+        Kind.TEXT,
+        "Server that base backups are read from, such as a standby of `url`.",
+        default_text="`url`",
+        per_source=True,
+    ),
+    Option(
         "slot",
         Kind.TEXT,
         "Name of the permanent replication slot.",

@@ -42,6 +42,7 @@ bin_directory = "/usr/lib/postgresql/16/bin"
 [sources.orders]
 url = "postgresql://u@db1/postgres"
 slot = "mine"
+backup_url = "postgresql://u@db9/postgres"
 checkpoint = "spread"
 mode = "remote"
 rpo_seconds = 0.5
@@ -85,6 +86,7 @@ def test_every_option_of_a_file_arrives(tmp_path: Path) -> None:
                 "checkpoint": "spread",
                 "mode": "remote",
                 "rpo_seconds": 0.5,
+                "backup_url": "postgresql://u@db9/postgres",
             },
             "web-shop": {
                 "name": "web-shop",
@@ -93,6 +95,7 @@ def test_every_option_of_a_file_arrives(tmp_path: Path) -> None:
                 "checkpoint": "fast",
                 "mode": "auto",
                 "rpo_seconds": 2.0,
+                "backup_url": None,
             },
         },
         "files": (tmp_path / "cloudsave.toml",),

@@ -22,10 +22,13 @@ from cloudsave.engines.postgresql.collation import LIBRARIES, LIBRARIES_SETTING
 from cloudsave.engines.postgresql.connection import translate
 from cloudsave.engines.postgresql.format_wal import parse_lsn
 from cloudsave.engines.postgresql.log import branch_of
-from cloudsave.errors import EngineError, IntegrityError, UnsuitableSettings
+from cloudsave.errors import BackupInvalidated, EngineError, IntegrityError, UnsuitableSettings
+from cloudsave.model.identity import Role
 from cloudsave.model.item import Item, ItemKind
 from cloudsave.model.position import Position
 
+NOT_IN_PREREQUISITE_STATE = "55000"
+"""SQLSTATE of a server that cannot be backed up, or not any more."""
 OUTSIDE_FILE_BYTES_MAX = 16 << 20
 """Limit: a configuration file larger than this is not one."""
 
@@ -131,9 +134,15 @@ class BackupSession:
 
     def stop(self) -> Stopped:
         """Leave backup mode. Raises: EngineError where the backup is worthless."""
-        lsn, label, tablespace_map = self.row(
-            _STOP if self._has_new_names else _STOP_14, doing="finish the backup"
-        )
+        query = _STOP if self._has_new_names else _STOP_14
+        try:
+            found = self.connection.execute(query.encode()).fetchone()
+        except psycopg.Error as error:
+            if error.sqlstate == NOT_IN_PREREQUISITE_STATE:
+                raise worthless(f"The server said: {error.diag.message_primary}") from None
+            raise translate(error, "finish the backup") from None
+        assert found is not None
+        lsn, label, tablespace_map = found
         return Stopped(parse_lsn(lsn), label, tablespace_map or "")
 
     def settings(self) -> dict[str, str]:
@@ -152,13 +161,25 @@ class BackupSession:
         return kept
 
     def clock_us(self) -> int:
-        """The server's clock, in microseconds since 1970."""
-        query = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint"
+        """
+        The server's clock, in microseconds since 1970. A replica's own may be behind its primary's, by which
+        commits are dated: then it is the instant of the last commit that was replayed.
+        """
+        query = """
+            select (extract(epoch from greatest(clock_timestamp(), pg_last_xact_replay_timestamp()))
+                    * 1000000)::bigint
+        """
         return int(self.row(query, doing="read the server's clock")[0])
 
     def tablespace_version(self) -> str:
         """The name of the server's directory in each tablespace, such as "PG_18_202506291"."""
         return str(self.row(_TABLESPACE_VERSION, doing="read the catalog version")[0])
+
+    def see_role(self, role: Role) -> None:
+        """Raises: EngineError where the session is lost; BackupInvalidated where a replica was promoted."""
+        (in_recovery,) = self.row("select pg_is_in_recovery()", doing="go on with the backup")
+        if role == Role.REPLICA and not in_recovery:
+            raise worthless("The replica was promoted meanwhile.")
 
     def close(self) -> None:
         """End the session, and with it backup mode. Never raises."""
@@ -170,9 +191,21 @@ class BackupSession:
         return self.connection.info.server_version >= _FIRST_SERVER_WITH_NEW_NAMES
 
 
+def worthless(detail: str) -> BackupInvalidated:
+    """A replica was promoted, or replayed log without full page images: pages may be torn for good."""
+    return BackupInvalidated(
+        "server declares the backup worthless",
+        detail=detail,
+        hints=[
+            "run the backup again: what is stored is not sent again",
+            "is full_page_writes on at the primary, all the time?",
+        ],
+    )
+
+
 def _refused(error: psycopg.Error) -> EngineError:
-    """55000: wal_level is minimal, a replica replayed log without full page writes, or recovery is wrong."""
-    if error.sqlstate != "55000":
+    """The state means: wal_level is minimal, or a replica replayed log without full page writes."""
+    if error.sqlstate != NOT_IN_PREREQUISITE_STATE:
         return translate(error, "start the backup")
     hint = error.diag.message_hint
     return UnsuitableSettings(

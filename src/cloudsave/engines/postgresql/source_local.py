@@ -106,13 +106,14 @@ class LocalBackupSource:
         """
         See `BackupSource.pieces`. What grows beyond the size first seen is brought back by replay.
 
-        Raises: SourceUnreadable; EngineError as soon as the held session turns out to be lost.
+        Raises: SourceUnreadable; EngineError as soon as the held session turns out to be lost, or the replica
+        to be one no more.
         """
         used_at = self._clock.monotonic()
         for piece in self._all_pieces():
             yield piece
             if self._clock.monotonic() - used_at >= ALIVE_SECONDS:
-                self._session.row("select 1", doing="go on with the backup")
+                self._session.see_role(self._identity.role)
                 used_at = self._clock.monotonic()
 
     def _all_pieces(self) -> Iterator[Piece]:

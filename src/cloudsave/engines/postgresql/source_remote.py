@@ -15,7 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
-from cloudsave.engines.postgresql.backup_session import BackupSession, outside_files, read_by_server
+from cloudsave.engines.postgresql.backup_session import (
+    NOT_IN_PREREQUISITE_STATE,
+    BackupSession,
+    outside_files,
+    read_by_server,
+    worthless,
+)
 from cloudsave.engines.postgresql.exclusions import EMPTIED_DIRECTORIES, PAGE_BYTES, relation_of
 from cloudsave.engines.postgresql.format_manifest import FileDigest, compare, parse_manifest
 from cloudsave.engines.postgresql.format_tar import DIRECTORY, FILE, LINK, TarMember, TarParser
@@ -44,6 +50,7 @@ CHECKPOINT_SECONDS_MAX = 7200.0
 """Limit: silence of the server; a spread checkpoint may take most of `checkpoint_timeout`."""
 _PARENTHESISED_SINCE = 150000
 _CORRUPTED = "SQLSTATE XX001"
+_WORTHLESS = f"SQLSTATE {NOT_IN_PREREQUISITE_STATE}"
 _IN_PLACE = "select count(*) from pg_tablespace where pg_tablespace_location(oid) like 'pg_tblspc/%'"
 _TABLESPACE_ARCHIVE = re.compile(r"(\d+)\.tar")
 
@@ -116,6 +123,8 @@ class RemoteBackupSource:
                 yield from self._reader.take(event)
         except EngineError as error:
             # The server has sent all of it, and says at the very end that pages are bad: we name them.
+            if _WORTHLESS in error.detail:
+                raise worthless(error.detail) from None
             if not (_CORRUPTED in error.detail and self._reader.stop is not None):
                 raise
             self._reader.server_found_corruption = True
