@@ -431,6 +431,7 @@ class ClusterFactory:
         major: str,
         *,
         checksums: bool = True,
+        segment_megabytes: int = 16,
         conf: Mapping[str, str] | None = None,
         tablespaces: Iterable[str] = (),
         tcp: bool = False,
@@ -442,15 +443,16 @@ class ClusterFactory:
         A new server, started unless told otherwise.
 
         Args:
+            segment_megabytes: Size of a log file.
             tablespaces: Names; each gets a folder below the cluster's home. They need `start`.
             fresh_identity: Run initdb, so that the system identifier is not the template's.
             on_disk: Keep it off the memory; for databases above a few hundred megabytes.
         """
         cluster = self.empty(major, on_disk=on_disk)
         if fresh_identity:
-            self._initdb(cluster.data, cluster.bindir, major=major, checksums=checksums)
+            self._initdb(cluster.data, major, checksums=checksums, segment_megabytes=segment_megabytes)
         else:
-            template = self._template(major, checksums=checksums)
+            template = self._template(major, checksums=checksums, segment_megabytes=segment_megabytes)
             self._as_user(["cp", "-a", "--reflink=auto", str(template), str(cluster.data)])
         cluster.configure({**DEFAULT_CONF, **(conf or {})})
         if tcp:
@@ -516,17 +518,19 @@ class ClusterFactory:
         self.loads.clear()
         return troubles
 
-    def _template(self, major: str, *, checksums: bool) -> Path:
-        place = self.root / f"template-{major}-{'checksums' if checksums else 'plain'}"
+    def _template(self, major: str, *, checksums: bool, segment_megabytes: int) -> Path:
+        pages = "checksums" if checksums else "plain"
+        place = self.root / f"template-{major}-{pages}-{segment_megabytes}"
         if not place.exists():
             place.mkdir(mode=0o700)
             self.user.own(place)
-            self._initdb(place, self.bindirs[major], major=major, checksums=checksums)
+            self._initdb(place, major, checksums=checksums, segment_megabytes=segment_megabytes)
         return place
 
-    def _initdb(self, data: Path, bindir: Path, *, major: str, checksums: bool) -> None:
-        command = [str(bindir / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-N"]
-        command += ["--locale=C", "--encoding=UTF8"]
+    def _initdb(self, data: Path, major: str, *, checksums: bool, segment_megabytes: int) -> None:
+        initdb = str(self.bindirs[major] / "initdb")
+        command = [initdb, "-D", str(data), "-U", "postgres", "-A", "trust", "-N"]
+        command += ["--locale=C", "--encoding=UTF8", f"--wal-segsize={segment_megabytes}"]
         if checksums:
             command.append("--data-checksums")
         elif int(major) >= 18:

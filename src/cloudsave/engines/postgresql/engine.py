@@ -37,6 +37,8 @@ from cloudsave.model.identity import Role, SourceIdentity
 NAME = "postgresql"
 MAJOR_MIN, MAJOR_MAX = 14, 18
 PAGE_BYTES = 8192
+GEOMETRY = {"block_size": PAGE_BYTES, "segment_size": 131072, "wal_block_size": 8192}
+"""Sizes that servers are built with: bytes of a page, pages in a file of a relation, bytes of a log page."""
 MODES = ("auto", "local", "remote")
 
 _IDENTITY = """
@@ -45,7 +47,8 @@ select (pg_control_system()).system_identifier::text,
        current_setting('server_version_num')::int,
        pg_is_in_recovery(),
        (select setting from pg_settings where name = 'data_directory'),
-       current_setting('block_size')::int,
+       (select array_agg(setting::int order by name) from pg_settings
+         where name in ('block_size', 'segment_size', 'wal_block_size')),
        (pg_control_init()).bytes_per_wal_segment,
        (pg_control_init()).data_page_checksum_version,
        case when pg_is_in_recovery() then null
@@ -139,7 +142,7 @@ class PostgresEngine:
 
     def _identity(self, session: BackupSession) -> SourceIdentity:
         row = session.row(_IDENTITY, doing="read the server's identity")
-        identifier, version, number, in_recovery, directory, page, segment, checksums, branch = row
+        identifier, version, number, in_recovery, directory, geometry, segment, checksums, branch = row
         major = number // 10000
         if not MAJOR_MIN <= major <= MAJOR_MAX:
             raise UnsupportedVersion(
@@ -147,10 +150,13 @@ class PostgresEngine:
                 detail=f"The server is version {version}; supported are {MAJOR_MIN} to {MAJOR_MAX}.",
                 hints=["is there a newer release of cloudsave?"],
             )
-        if page != PAGE_BYTES:
+        if geometry != list(GEOMETRY.values()):
+            found = ", ".join(f"{name} {value}" for name, value in zip(GEOMETRY, geometry, strict=True))
+            usual = ", ".join(f"{name} {value}" for name, value in GEOMETRY.items())
             raise UnsuitableSettings(
-                f"cannot protect a server with pages of {page} bytes",
-                detail=f"It was built with another block size than {PAGE_BYTES}.",
+                "cannot protect a server that was built with other sizes than PostgreSQL's own",
+                detail=f"It has {found}; supported is {usual}.",
+                hints=["pg_dump and a server with the usual sizes are the way out of such a build"],
             )
         return SourceIdentity(
             engine=NAME,
@@ -160,7 +166,7 @@ class PostgresEngine:
             branch=branch or self._replica_branch(session, identifier),
             role=Role.REPLICA if in_recovery else Role.PRIMARY,
             data_directory=directory or "",
-            page_bytes=page,
+            page_bytes=PAGE_BYTES,
             log_file_bytes=segment,
             page_checksums=bool(checksums),
         )

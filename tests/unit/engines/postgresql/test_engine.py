@@ -42,10 +42,10 @@ class Engine(PostgresEngine):
         return Answering(self.answer)
 
 
-def identify(*, number: int = 180006, page: int = 8192) -> SourceIdentity:
+def identify(*, number: int = 180006, geometry: tuple[int, ...] = (8192, 131072, 8192)) -> SourceIdentity:
     """The identity that follows from a server's answer."""
     engine = Engine("postgresql://h/d")
-    engine.answer = ("7561", "18.6 (Debian)", number, False, None, page, 1 << 24, 1, "00000002")
+    engine.answer = ("7561", "18.6 (Debian)", number, False, None, list(geometry), 1 << 24, 1, "00000002")
     return engine.identify()
 
 
@@ -62,9 +62,12 @@ def test_versions_that_we_never_tested_are_refused(number: int) -> None:
         identify(number=number)
 
 
-def test_other_page_sizes_are_refused() -> None:
-    with pytest.raises(UnsuitableSettings):
-        identify(page=16384)
+@pytest.mark.parametrize("geometry", [(16384, 131072, 8192), (8192, 262144, 8192), (8192, 131072, 16384)])
+def test_servers_built_with_other_sizes_are_refused(geometry: tuple[int, ...]) -> None:
+    """No package has such a server; what the usual ones answer is asked of real ones elsewhere."""
+    with pytest.raises(UnsuitableSettings) as refused:
+        identify(geometry=geometry)
+    assert str(max(set(geometry) - {131072, 8192})) in refused.value.detail
 
 
 def test_unknown_mode_is_refused_before_connecting() -> None:
