@@ -24,8 +24,35 @@ from cloudsave.store.open import open_store
 from cloudsave.store.retrying import Retrying, RetryLimits
 from cloudsave.store.throttled import Throttled, TokenBucket
 
+LIMITS = ("rate_limit_bytes_per_second", "read_limit_bytes_per_second", "workers")
+"""Options that running commands follow when a configuration file changes (decision 0014)."""
 
-def build_store(config: Config, *, clock: Clock) -> ObjectStore:
+
+class Limits:
+    """What a command may use; `apply` changes it while the command runs. Thread-safe."""
+
+    def __init__(self, config: Config, *, clock: Clock) -> None:
+        self.store = TokenBucket(bytes_per_second=config.rate_limit_bytes_per_second, clock=clock)
+        self.read = TokenBucket(bytes_per_second=config.read_limit_bytes_per_second, clock=clock)
+        self._config = config
+
+    def workers(self) -> int:
+        """How many threads may work now."""
+        return self._config.workers
+
+    def apply(self, config: Config) -> list[str]:
+        """Take the limits of `config` from now on; a sentence for each that changed."""
+        before, self._config = self._config, config
+        self.store.set_rate(config.rate_limit_bytes_per_second)
+        self.read.set_rate(config.read_limit_bytes_per_second)
+        return [
+            f"{name} is {getattr(config, name) or 'not limited'} from now on"
+            for name in LIMITS
+            if getattr(config, name) != getattr(before, name)
+        ]
+
+
+def build_store(config: Config, *, clock: Clock, limits: Limits | None = None) -> ObjectStore:
     """
     The configured store: throttled, with retries outside, so that a repeated request waits its turn too.
     """
@@ -37,17 +64,16 @@ def build_store(config: Config, *, clock: Clock) -> ObjectStore:
             ],
         )
     store = open_store(config.repository.url, clock=clock)
-    if config.rate_limit_bytes_per_second:
-        store = Throttled(
-            store, TokenBucket(bytes_per_second=config.rate_limit_bytes_per_second, clock=clock)
-        )
+    store = Throttled(store, (limits or Limits(config, clock=clock)).store)
     return Retrying(store, clock=clock, limits=RetryLimits(deadline_seconds=config.retry_deadline_seconds))
 
 
-def open_repository(config: Config, secrets: FoundSecrets, *, clock: Clock) -> Repository:
+def open_repository(
+    config: Config, secrets: FoundSecrets, *, clock: Clock, limits: Limits | None = None
+) -> Repository:
     """The configured repository. Raises: ConfigurationError, NoRepository, WrongKey, StoreError."""
     secret = Secret(passphrase=secrets.passphrase, recovery_key=secrets.recovery_key)
-    return Repository.open(build_store(config, clock=clock), secret=secret, clock=clock)
+    return Repository.open(build_store(config, clock=clock, limits=limits), secret=secret, clock=clock)
 
 
 def engine(source: SourceConfig) -> Engine:
@@ -60,17 +86,12 @@ def backup_engine(source: SourceConfig) -> Engine:
     return open_engine(source.backup_url or source.url)
 
 
-def backup_source(
-    opened: Engine, source: SourceConfig, config: Config, *, mode: str | None, clock: Clock
-) -> BackupSource:
-    """A base backup of a source by `mode`, or the source's own, no faster than is configured."""
+def backup_source(opened: Engine, source: SourceConfig, limits: Limits, *, mode: str | None) -> BackupSource:
+    """A base backup of a source by `mode`, or the source's own, no faster than `limits` allow."""
     found = opened.backup_source(
         mode=mode or source.mode, fast=source.checkpoint == "fast", label=f"cloudsave {source.name}"
     )
-    if config.read_limit_bytes_per_second is None:
-        return found
-    bucket = TokenBucket(bytes_per_second=config.read_limit_bytes_per_second, clock=clock)
-    return PacedSource(found, bucket.take)
+    return PacedSource(found, limits.read.take)
 
 
 def lineage_of(repository: Repository, name: str) -> Lineage:

@@ -70,6 +70,8 @@ class BackupContext:
     dialect: Dialect
     clock: Clock
     progress: Progress
+    workers_now: Callable[[], int] | None = None
+    """How many workers the backup may have at the moment; None: as many as planned."""
 
 
 def run_backup(plan: BackupPlan, context: BackupContext) -> Manifest:
@@ -122,7 +124,9 @@ class _Run:
             context.lineage,
             self._backup_id,
             parent=parent,
-            options=WriterOptions(request.workers, request.level, request.paranoid),
+            options=WriterOptions(
+                request.workers, request.level, request.paranoid, workers_now=context.workers_now
+            ),
             advance=context.progress.advance,
         )
 

@@ -11,6 +11,7 @@ from cloudsave.backup.plan import BackupPlan, BackupRequest, plan_backup
 from cloudsave.backup.run import BackupContext, run_backup
 from cloudsave.cli.formats import format_duration, format_rate, format_size
 from cloudsave.cli.frame import Command, CommandContext, config_option, source_argument, with_context
+from cloudsave.cli.live_limits import followed
 from cloudsave.errors import ExitCode
 from cloudsave.model.manifest import ChangeDetection, Manifest, Rung
 
@@ -43,7 +44,8 @@ def backup(
     config, clock = context.config, context.clock
     source = context.source(name)
     engine = assembly.backup_engine(source)
-    repository = assembly.open_repository(config, context.secrets(), clock=clock)
+    limits = assembly.Limits(config, clock=clock)
+    repository = assembly.open_repository(config, context.secrets(), clock=clock, limits=limits)
     identity = engine.identify()
     lineage = assembly.lineage_for(repository, identity, source=name, record=not dry_run)
     request = BackupRequest(
@@ -60,17 +62,17 @@ def backup(
     if dry_run:
         _show_plan(context, plan)
         return ExitCode.DONE
-    manifest = run_backup(
-        plan,
-        BackupContext(
-            lineage=lineage,
-            open_source=lambda: assembly.backup_source(engine, source, config, mode=mode, clock=clock),
-            cover=assembly.log_cover(source, lineage, clock=clock),
-            dialect=engine.dialect,
-            clock=clock,
-            progress=context.progress,
-        ),
+    backup_context = BackupContext(
+        lineage=lineage,
+        open_source=lambda: assembly.backup_source(engine, source, limits, mode=mode),
+        cover=assembly.log_cover(source, lineage, clock=clock),
+        dialect=engine.dialect,
+        clock=clock,
+        progress=context.progress,
+        workers_now=limits.workers,
     )
+    with followed(limits, config.files, context.load_config, context.progress.note):
+        manifest = run_backup(plan, backup_context)
     _show(context, manifest)
     bad = manifest.corrupt_pages or manifest.detection.contradicted
     return ExitCode.FINDINGS if bad else ExitCode.DONE

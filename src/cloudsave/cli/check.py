@@ -9,6 +9,7 @@ import click
 from cloudsave import assembly
 from cloudsave.cli.formats import format_duration, format_rate, format_size
 from cloudsave.cli.frame import Command, CommandContext, config_option, source_argument, with_context
+from cloudsave.cli.live_limits import followed
 from cloudsave.config.model import SourceConfig
 from cloudsave.diagnosis.check import check_protection
 from cloudsave.diagnosis.scrub import Scrubbed, scrub, scrub_findings
@@ -59,14 +60,17 @@ def check(context: CommandContext, name: str, pages: bool, mode: str | None) -> 
 def _check_pages(
     context: CommandContext, engine: Engine, source: SourceConfig, identity: SourceIdentity, mode: str | None
 ) -> Scrubbed:
-    config, clock = context.config, context.clock
-    return scrub(
-        assembly.backup_source(engine, source, config, mode=mode, clock=clock),
-        page_checksums=identity.page_checksums,
-        readers=config.workers,
-        clock=clock,
-        progress=context.progress,
-    )
+    config, clock, progress = context.config, context.clock, context.progress
+    limits = assembly.Limits(config, clock=clock)
+    reading = assembly.backup_source(engine, source, limits, mode=mode)
+    with followed(limits, config.files, context.load_config, progress.note):
+        return scrub(
+            reading,
+            page_checksums=identity.page_checksums,
+            readers=config.workers,
+            clock=clock,
+            progress=progress,
+        )
 
 
 def _show(

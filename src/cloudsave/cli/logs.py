@@ -16,6 +16,7 @@ from cloudsave.cli import render
 from cloudsave.cli.formats import format_duration, format_size
 from cloudsave.cli.frame import Command, CommandContext, Group, source_argument, with_context
 from cloudsave.cli.invocation import invocation_of
+from cloudsave.cli.live_limits import followed
 from cloudsave.cli.output import Column
 from cloudsave.engines.api import Dialect
 from cloudsave.engines.registry import dialect
@@ -60,7 +61,8 @@ def capture(context: CommandContext, name: str) -> None:
     config, clock = context.config, context.clock
     source = context.source(name)
     engine = assembly.engine(source)
-    repository = assembly.open_repository(config, context.secrets(), clock=clock)
+    limits = assembly.Limits(config, clock=clock)
+    repository = assembly.open_repository(config, context.secrets(), clock=clock, limits=limits)
     lineage = assembly.lineage_for(repository, engine.identify(), source=name)
     options = CaptureOptions(
         object_age_seconds=source.rpo_seconds, object_bytes_max=config.log_object_bytes_max
@@ -75,8 +77,9 @@ def capture(context: CommandContext, name: str) -> None:
     )
     running.begin()
     try:
-        while not running.ended(wait_seconds=WATCH_SECONDS):
-            pass
+        with followed(limits, config.files, context.load_config, context.output.note):
+            while not running.ended(wait_seconds=WATCH_SECONDS):
+                pass
     except KeyboardInterrupt:
         context.output.note("stopping: what has been received is being stored")
     finally:

@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
-from cloudsave.assembly import lineage_of, open_repository
+from cloudsave.assembly import Limits, lineage_of, open_repository
 from cloudsave.cli.extraction import FORMATS, is_extraction, run_extraction
 from cloudsave.cli.formats import format_size
 from cloudsave.cli.frame import Command, CommandContext, source_argument, with_context
+from cloudsave.cli.live_limits import followed
 from cloudsave.cli.times import parse_instant
 from cloudsave.engines.api import Dialect
 from cloudsave.engines.registry import collation_inspector, dialect, directory_inspector, restore_target
@@ -52,6 +53,7 @@ class _Parts:
     lineage: Lineage
     dialect: Dialect
     source: str
+    limits: Limits
 
 
 @click.command(
@@ -122,7 +124,9 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
     if extracts:
         run_extraction(context, parts.lineage, parts.dialect, plan, given, _pairs("--set", given["settings"]))
         return None
-    files = restore_files(reader, _request(parts, plan, given, history), progress=context.progress)
+    request = _request(parts, plan, given, history)
+    with followed(parts.limits, context.config.files, context.load_config, context.progress.note):
+        files = restore_files(reader, request, progress=context.progress)
     for note in files.notes:
         context.output.note(f"note: {note}")
     options = BringUpOptions(
@@ -141,10 +145,11 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
 
 
 def _open(context: CommandContext, name: str) -> tuple[_Parts, History]:
-    repository = open_repository(context.config, context.secrets(), clock=context.clock)
+    limits = Limits(context.config, clock=context.clock)
+    repository = open_repository(context.config, context.secrets(), clock=context.clock, limits=limits)
     lineage = lineage_of(repository, name)
     formats = dialect(lineage.id.partition("-")[0])
-    return _Parts(context, lineage, formats, name), read_history(lineage, formats)
+    return _Parts(context, lineage, formats, name, limits), read_history(lineage, formats)
 
 
 def _request(parts: _Parts, plan: RecoveryPlan, given: dict[str, Any], history: History) -> RestoreRequest:

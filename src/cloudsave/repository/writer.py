@@ -40,6 +40,8 @@ from cloudsave.repository.trust import Trust
 
 FRAME_BYTES = 1 << 20
 QUEUE_PIECES_PER_WORKER = 2
+PUTS_MAX = 64
+"""Limit: packs that are put at once; fewer where there are fewer workers, by the memory that packs have."""
 PROOF_EVERY_FRAMES = 16
 """Of so many data frames one is opened again and compared before it leaves (all of them with `paranoid`)."""
 GENERATION_TRIES_MAX = 100
@@ -54,6 +56,13 @@ class WriterOptions:
     level: int = ZSTD_LEVEL
     paranoid: bool = False
     pack_bytes: int = PACK_BYTES_TARGET
+    workers_now: Callable[[], int] | None = None
+    """How many may work at the moment, asked again and again; None: `workers`."""
+
+    @property
+    def active(self) -> int:
+        """How many may work now."""
+        return self.workers_now() if self.workers_now else self.workers
 
 
 @dataclass(slots=True)
@@ -134,10 +143,9 @@ class BackupWriter:
         self._unread = 0
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        self._arenas_max = options.workers + 1
         self._arenas_made = 0
         self._arenas: queue.SimpleQueue[Arena] = queue.SimpleQueue()
-        self._putting = ThreadPoolExecutor(self._arenas_max, thread_name_prefix="backup-put")
+        self._putting = ThreadPoolExecutor(PUTS_MAX, thread_name_prefix="backup-put")
         self._sequence = itertools.count()
         self._generation = 0
         self._counts = _Counts()
@@ -146,6 +154,7 @@ class BackupWriter:
         self.bytes_unread = 0
         """Blocks taken from the parent without being read, so far."""
         self._stopping = False
+        self._draining = False
 
     # ---- life cycle
     # -------------------------------------------------------------------------------------------
@@ -177,10 +186,7 @@ class BackupWriter:
         adopted = self._priors.adopt(
             [(n, s) for n, s in sorted(usable.items()) if n.partition("-")[0] in wanted]
         )
-        for number in range(self._options.workers):
-            thread = threading.Thread(target=self._work, name=f"backup-worker-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self._start_workers(self._options.workers)
         return adopted
 
     @property
@@ -194,6 +200,7 @@ class BackupWriter:
 
     def store(self, piece: Piece) -> None:
         """Take a piece; all pieces of a file come one after the other. Blocks while the queue is full."""
+        self._start_workers(self._options.active)
         state = self._current
         if state is None or state.item.path != piece.item.path:
             self._close_current()
@@ -226,6 +233,7 @@ class BackupWriter:
     def drain(self) -> None:
         """Wait until all that was given is durable in packs."""
         self._close_current()
+        self._draining = True
         for _ in self._threads:
             self._submit(None)
         for thread in self._threads:
@@ -366,10 +374,21 @@ class BackupWriter:
         if self._error is not None:
             raise self._error
 
-    def _work(self) -> None:
+    def _start_workers(self, count: int) -> None:
+        for number in range(len(self._threads), count):
+            thread = threading.Thread(
+                target=self._work, args=(number,), name=f"backup-worker-{number}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def _work(self, number: int) -> None:
         worker = _Worker(memoryview(bytearray(FRAME_BYTES)))
         try:
             while not self._stopping:
+                if number >= self._options.active and not self._draining:
+                    self._lineage.clock.sleep(POLL_SECONDS)
+                    continue
                 try:
                     task = self._queue.get(timeout=POLL_SECONDS)
                 except queue.Empty:
@@ -504,7 +523,7 @@ class BackupWriter:
     def _lend_arena(self) -> Arena | None:
         """Memory for a pack: waits while the puts are behind. None when the backup is being stopped."""
         with self._lock:
-            make = self._arenas.empty() and self._arenas_made < self._arenas_max
+            make = self._arenas.empty() and self._arenas_made <= len(self._threads)
             self._arenas_made += make
         if make:
             # Room for what lies behind the mark at which a pack is full: a frame, and a usual trailer.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists, UnknownBackup
 from cloudsave.model.manifest import Manifest
+from cloudsave.repository import file_maps
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES
 from cloudsave.repository.reader import BackupReader
@@ -110,6 +113,60 @@ def test_a_map_of_unchanged_files_is_named_again() -> None:
     assert second.statistics.bytes_stored == 0
     assert len(packs_in(store)) == len(first.packs)
     assert read_backup(lineage, second) == database()
+
+
+def test_maps_of_many_small_files_are_cut_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one-block file has a map of 72 bytes: whole objects of 15 of them, and the rest."""
+    monkeypatch.setattr(file_maps, "MAP_OBJECT_BYTES", 1000)
+    store = MemoryStore()
+    lineage = lineage_on(store)
+    files = {f"base/5/{10_000 + number}": noise(number, BLOCK) for number in range(100)}
+    manifest = write_backup(lineage, "20260101T000000Z-0001", files)
+    assert len(manifest.maps) == 8
+    assert read_backup(lineage, manifest) == files
+
+
+class Meeting(BytesPiece):
+    """A piece whose reading says by whom it is read, and may wait until somebody else reads as well."""
+
+    readers: ClassVar[set[str]] = set()
+    barrier: ClassVar[threading.Barrier | None] = None
+
+    def read_into(self, target: memoryview, *, offset: int) -> int:
+        self.readers.add(threading.current_thread().name)
+        if self.barrier is not None:
+            self.barrier.wait(timeout=20)
+        return super().read_into(target, offset=offset)
+
+
+def test_workers_beyond_those_wanted_rest_and_more_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = 1
+    monkeypatch.setattr(Meeting, "readers", set())
+    lineage = lineage_on(MemoryStore())
+    writer = open_writer(
+        lineage, "20260101T000000Z-0001", options=WriterOptions(workers=2, workers_now=lambda: wanted)
+    )
+    files = {f"base/5/{number}": noise(number, BLOCK) for number in range(40)}
+    names = list(files)
+    try:
+        writer.open()
+        for name in names[:36]:
+            writer.store(Meeting(file_item(name, BLOCK), 0, files[name]))
+        writer.settle()
+        assert Meeting.readers == {"backup-worker-0"}
+        # Four read at once, or the barrier breaks and with it the backup: the control of what is above.
+        wanted = 4
+        monkeypatch.setattr(Meeting, "barrier", threading.Barrier(4))
+        for name in names[36:]:
+            writer.store(Meeting(file_item(name, BLOCK), 0, files[name]))
+        writer.settle()
+        assert len(Meeting.readers) == 4
+        wanted = 1  # Those who rest hold what they have gathered, until the end.
+        writer.drain()
+        manifest = writer.commit(draft_manifest("20260101T000000Z-0001"))
+    finally:
+        writer.abort()
+    assert read_backup(lineage, manifest) == files
 
 
 def test_an_increment_stands_without_its_parents_manifest() -> None:
