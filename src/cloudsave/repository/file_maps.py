@@ -176,6 +176,7 @@ class MapWriter:
         self._packs_of_map: dict[str, tuple[str, ...]] = {}
         self._packs: dict[str, int] = {}
         self._segments: list[bytes] = []
+        self._segments_bytes = 0
         self._waiting: list[FileEntry] = []
         """Entries of the segments that are not put yet."""
 
@@ -194,9 +195,11 @@ class MapWriter:
             index = self._maps.setdefault(parent.map_id, len(self._maps))
             self._entries.append(replace(entry, map_index=index, map_ordinal=parent.ordinal))
         else:
-            self._segments.append(self._segment(state).encode())
+            segment = self._segment(state).encode()
+            self._segments.append(segment)
+            self._segments_bytes += len(segment)
             self._waiting.append(entry)
-            if sum(map(len, self._segments)) >= MAP_OBJECT_BYTES:
+            if self._segments_bytes >= MAP_OBJECT_BYTES:
                 self.flush()
 
     def _segment(self, state: FileState) -> SegmentMap:
@@ -226,6 +229,7 @@ class MapWriter:
             for ordinal, entry in enumerate(self._waiting)
         ]
         self._packs, self._segments, self._waiting = {}, [], []
+        self._segments_bytes = 0
 
     def complete(self, draft: Manifest) -> Manifest:
         """`draft` with the file table, the maps and the packs."""
