@@ -187,8 +187,11 @@ def test_full_page_writes_switched_off_at_the_primary_make_it_worthless(
 
     with pytest.raises(BackupInvalidated):
         back_up(protected, mode, lambda: full_page_writes("off"))
+    standby.psql("CHECKPOINT")
+    assert "full_page_writes" in {one.subject for one in protected.engine.findings()}
     full_page_writes("on")
     standby.psql("CHECKPOINT")
+    assert "full_page_writes" not in {one.subject for one in protected.engine.findings()}
     back_up(protected, mode, lambda: None)
     assert len(protected.lineage.backup_ids()) == 1
 

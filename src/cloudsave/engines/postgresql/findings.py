@@ -80,7 +80,7 @@ def _log_settings(facts: _Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding(Severity.OK, "wal_level", f"wal_level is {level}")
-    if facts.settings["full_page_writes"] == "off":
+    if not _writes_full_pages(facts):
         yield Finding(
             Severity.PROBLEM,
             "full_page_writes",
@@ -105,6 +105,14 @@ def _log_settings(facts: _Facts) -> Iterator[Finding]:
         yield Finding(
             Severity.NOTICE, "synchronous_standby_names", f"commits wait for {names!r} before they return"
         )
+
+
+def _writes_full_pages(facts: _Facts) -> bool:
+    """By the setting; a replica's own says nothing, so by the last checkpoint of its primary."""
+    if facts.identity.role != Role.REPLICA:
+        return facts.settings["full_page_writes"] == "on"
+    query = "select full_page_writes from pg_control_checkpoint()"
+    return bool(facts.session.row(query, doing="read the last checkpoint")[0])
 
 
 def _checksums(facts: _Facts) -> Iterator[Finding]:
