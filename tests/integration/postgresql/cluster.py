@@ -206,7 +206,7 @@ class Cluster:
         process = self._process()
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGSTOP)
-        family = [process.pid, *_children_of(process.pid)]
+        family = [process.pid, *children_of(process.pid)]
         for pid in family:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -456,8 +456,7 @@ class ClusterFactory:
             self._as_user(["cp", "-a", "--reflink=auto", str(template), str(cluster.data)])
         cluster.configure({**DEFAULT_CONF, **(conf or {})})
         if tcp:
-            self.ports.append(_reserved_port())
-            cluster.tcp_port = self.ports[-1].getsockname()[1]
+            cluster.tcp_port = self.reserve_port()
         if start:
             cluster.start()
         for name in tablespaces:
@@ -485,6 +484,11 @@ class ClusterFactory:
         self.user.own(place)
         self.folders.append(place)
         return place
+
+    def reserve_port(self) -> int:
+        """A TCP port for a server of this test alone, until the clean-up."""
+        self.ports.append(_reserved_port())
+        return int(self.ports[-1].getsockname()[1])
 
     def empty(self, major: str, *, on_disk: bool = False) -> Cluster:
         """A cluster without a data directory yet, known to the clean-up."""
@@ -618,7 +622,7 @@ def _stat_of(pid: int) -> list[str]:
         return []
 
 
-def _children_of(parent: int) -> list[int]:
+def children_of(parent: int) -> list[int]:
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     return [pid for pid in pids if _stat_of(pid)[1:2] == [str(parent)]]
 

@@ -19,8 +19,7 @@ from tests.integration.postgresql.cluster import (
     Cluster,
     ClusterFactory,
     ServerFailed,
-    _children_of,
-    _free_port,
+    children_of,
     poll,
 )
 
@@ -36,8 +35,8 @@ class Node:
     def __init__(self, name: str, cluster: Cluster) -> None:
         self.name = name
         self.cluster = cluster
-        cluster.tcp_port = _free_port()
-        self.rest_port = _free_port()
+        cluster.tcp_port = cluster.factory.reserve_port()
+        self.rest_port = cluster.factory.reserve_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, etcd_port: int) -> None:
@@ -117,7 +116,7 @@ class Node:
         family = [self.process.pid]
         with suppress(OSError, ValueError, IndexError):
             postmaster = int((self.cluster.data / "postmaster.pid").read_text().splitlines()[0])
-            family += [postmaster, *_children_of(postmaster)]
+            family += [postmaster, *children_of(postmaster)]
         for pid in family:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -137,7 +136,7 @@ class Patroni:
             if shutil.which(program) is None:
                 raise ServerFailed(f"{program} is not installed; run as root: python tools/provision.py")
         self.nodes = [Node(f"node{number}", factory.empty(major)) for number in (1, 2)]
-        self._etcd_port = _free_port()
+        self._etcd_port = factory.reserve_port()
         self._etcd: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -203,7 +202,10 @@ class Patroni:
             self._etcd = None
 
     def _start_etcd(self, cluster: Cluster) -> None:
-        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{_free_port()}"
+        client, peer = (
+            f"http://127.0.0.1:{self._etcd_port}",
+            f"http://127.0.0.1:{cluster.factory.reserve_port()}",
+        )
         command = ["etcd", "--name", "e", "--data-dir", str(cluster.home / "etcd"), "--unsafe-no-fsync"]
         command += ["--listen-client-urls", client, "--advertise-client-urls", client]
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
