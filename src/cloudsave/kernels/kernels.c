@@ -34,7 +34,7 @@
 #define CS_INLINE static inline __attribute__((always_inline))
 
 #ifndef CS_ABI
-#define CS_ABI 2
+#define CS_ABI 3
 #endif
 
 /* Raised with every change of a signature or structure; native.py refuses another one. */

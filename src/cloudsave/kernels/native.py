@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-ABI = 2
+ABI = 3
 """Version of the functions' signatures and structures, the same as CS_ABI in kernels.c."""
 LIBRARY_PATTERN = "libcloudsave_kernels*.so"
 CHOICE_VARIABLE = "CLOUDSAVE_KERNELS"
