@@ -131,6 +131,12 @@ class _Reading:
                 self._stopping.set()
 
     def _read(self, piece: Piece) -> int:
+        try:
+            return self._read_to_end(piece)
+        finally:
+            piece.close()
+
+    def _read_to_end(self, piece: Piece) -> int:
         buffer = self._buffer()
         done = 0
         while done < piece.length and not self._stopping.is_set():
@@ -144,7 +150,6 @@ class _Reading:
             self._progress.advance(got)
             if got < want:
                 break
-        piece.close()
         return done
 
     def _buffer(self) -> memoryview:

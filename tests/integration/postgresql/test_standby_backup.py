@@ -13,7 +13,7 @@ from cloudsave.backup.run import BackupContext, run_backup
 from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.engines.api import BackupSource
 from cloudsave.errors import BackupInvalidated
-from cloudsave.model.engine_facts import BackupStart
+from cloudsave.model.engine_facts import BackupStart, LogAtHand
 from cloudsave.model.item import Piece
 from cloudsave.model.manifest import Manifest
 from cloudsave.model.position import Position
@@ -129,7 +129,10 @@ class Everything:
     def begin(self) -> str:
         return "captured"
 
-    def wait_until_durable(self, start: Position, stop: Position) -> None:
+    def fill(self, start: Position, stop: Position, at_hand: LogAtHand) -> bool:
+        return True
+
+    def wait_until_durable(self, start: Position, stop: Position, at_hand: LogAtHand | None) -> None:
         """It is."""
 
     def close(self) -> None:
@@ -140,8 +143,12 @@ def back_up(protected: Protected, mode: str, disturb: Callable[[], None]) -> Man
     """A base backup by the flow, disturbed."""
     identity = protected.engine.identify()
     plan = plan_backup(BackupRequest("db", mode=mode, workers=2), identity, protected.lineage.backup_ids())
-    source = Disturbed(protected.engine.backup_source(mode=mode, fast=True, label="disturbed"), disturb)
-    context = BackupContext(protected.lineage, source, Everything(), SYSTEM_CLOCK, NoProgress())
+
+    def open_source() -> BackupSource:
+        return Disturbed(protected.engine.backup_source(mode=mode, fast=True, label="disturbed"), disturb)
+
+    dialect = protected.engine.dialect
+    context = BackupContext(protected.lineage, open_source, Everything(), dialect, SYSTEM_CLOCK, NoProgress())
     return run_backup(plan, context)
 
 

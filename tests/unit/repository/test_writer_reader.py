@@ -116,13 +116,13 @@ def test_a_map_of_unchanged_files_is_named_again() -> None:
 
 
 def test_maps_of_many_small_files_are_cut_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each one-block file has a map of 72 bytes: whole objects of 15 of them, and the rest."""
+    """A one-block file has a map of 56 bytes: objects of 18 of them, and the rest."""
     monkeypatch.setattr(file_maps, "MAP_OBJECT_BYTES", 1000)
     store = MemoryStore()
     lineage = lineage_on(store)
     files = {f"base/5/{10_000 + number}": noise(number, BLOCK) for number in range(100)}
     manifest = write_backup(lineage, "20260101T000000Z-0001", files)
-    assert len(manifest.maps) == 8
+    assert len(manifest.maps) == 6
     assert read_backup(lineage, manifest) == files
 
 
