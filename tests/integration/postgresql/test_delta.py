@@ -145,7 +145,8 @@ def test_over_a_used_and_damaged_directory_it_is_what_a_fresh_restore_makes(site
     assert differing(tree(site.root / "used"), wanted)
     done = site.restore("used", delta=True)
     assert not differing(tree(site.root / "used"), wanted)
-    assert done.bytes_kept > 3 * done.bytes_written > 0
+    assert done.bytes_kept > 10 << 20
+    assert done.bytes_written > 0
     assert done.set_aside is not None
     assert "00000002.history" in os.listdir(done.set_aside)
     assert any(name.startswith("00000002000000") for name in os.listdir(done.set_aside))
