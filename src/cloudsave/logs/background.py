@@ -275,8 +275,10 @@ class BackupLogCover:
     def wait_until_durable(self, start: Position, stop: Position, at_hand: LogAtHand | None) -> None:
         """
         Return when all log of [start, stop) is in the repository; the source's own files help where they are
-        `at_hand`. Raises: BackupNotCovered, BackupLogLost.
+        `at_hand`. Raises: BackupNotCovered, BackupLogLost, what ended its own capture.
         """
+        if self._own is not None:
+            self._own.ended(wait_seconds=0.0)
         if at_hand is not None and self.fill(start, stop, at_hand):
             return
         if self._own is not None:

@@ -6,6 +6,8 @@ Rules, each with what its breach would cost:
 - Capture goes on at the oldest log that is missing in the repository, never at "now"; else a hole would open
   at each reconnect. What was stored before the frontier is asked for again and compared.
 - A parent branch is completed before its child is begun; a branch's history is stored before its first log.
+- A branch's first record is compared before any log of it is stored; else two servers that were promoted to
+  the same branch number would be mixed.
 - Log that the server has removed is recorded as a hole, with its cause, and alarmed.
 - Log is acknowledged only when its object is durable.
 Everything is planned anew from the repository's own listing at each connect: there is no other state.
@@ -23,7 +25,6 @@ from cloudsave.engines.api import Dialect, LogSource
 from cloudsave.errors import (
     CaptureRunning,
     CloudsaveError,
-    EngineError,
     EngineUnavailable,
     ForeignSystem,
     LogRemoved,
@@ -31,6 +32,7 @@ from cloudsave.errors import (
     StoreError,
     StoreFull,
 )
+from cloudsave.logs.branches import Branches
 from cloudsave.logs.ledger import (
     Step,
     check_server_reaches,
@@ -42,7 +44,7 @@ from cloudsave.logs.resume import Resume, Resumer
 from cloudsave.logs.status import CaptureOptions, CaptureState, CaptureStatus, LagMeter, Observer
 from cloudsave.logs.writer import LogArchive, LogWriter, window_bytes
 from cloudsave.model.engine_facts import BranchEnd, LogChunk, LogHead
-from cloudsave.model.history import Ancestry, BranchPoint
+from cloudsave.model.history import Ancestry
 from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogHole
 from cloudsave.model.position import Position
@@ -179,10 +181,14 @@ class Capture:
             )
         if head.slot_created:
             _log.warning("a replication slot was created for %s", self._archive.id)
+        branches = Branches(self._source, self._archive, self._dialect)
+        new_server = head.slot_created and self._options.salvage
         previous: Step | None = None
         while not self._stop.is_set():
-            ancestry = self._learn_history(head.current.branch)
+            ancestry = branches.ancestry(head.current.branch)
+            self._alarm_of_younger(ancestry, head.current.branch)
             step = self._plan(head, ancestry)
+            branches.confirm_origins(head, ancestry, self._ledger, new_server=new_server)
             if step == previous:
                 raise EngineUnavailable(
                     "could not get further with the log",
@@ -191,37 +197,13 @@ class Capture:
             previous = step
             head = self._run_step(head, step)
 
-    def _learn_history(self, branch: str) -> Ancestry:
-        """Store the history of the server's branch (and of its ancestors) before any log of it."""
-        raw = self._archive.histories()
-        parsed = {name: self._dialect.parse_history(content) for name, content in raw.items()}
-        if branch not in raw and (content := self._source.history(branch)):
-            parsed[branch] = self._dialect.parse_history(content)
-            self._archive.put_history(branch, content)
-        for point in parsed.get(branch, ())[1:]:
-            if point.branch not in parsed:
-                self._learn_ancestor(point.branch, parsed)
-        ancestry = Ancestry(parsed)
+    def _alarm_of_younger(self, ancestry: Ancestry, branch: str) -> None:
         younger = younger_branches(ancestry, branch)
         if younger and self._status.branch != branch:
             self._alarm(
                 f"the server is on branch {branch}, but the repository knows younger history"
                 f" ({', '.join(younger)}): is this server a demoted one, or was a copy promoted?"
             )
-        return ancestry
-
-    def _learn_ancestor(self, branch: str, parsed: dict[str, tuple[BranchPoint, ...]]) -> None:
-        """An ancestor's history, where the server still has it."""
-        try:
-            content = self._source.history(branch)
-        except EngineUnavailable:
-            raise
-        except EngineError as error:
-            _log.warning("the server has no history file of branch %s: %s", branch, error.detail)
-            return
-        if content:
-            parsed[branch] = self._dialect.parse_history(content)
-            self._archive.put_history(branch, content)
 
     def _plan(self, head: LogHead, ancestry: Ancestry) -> Step:
         self._ledger = Ledger(self._archive.logs())

@@ -16,7 +16,7 @@ from cloudsave.model.ledger import Ledger, read_extents
 from cloudsave.model.position import Position
 
 OVERLAP_BYTES = 64 << 10
-"""Stored log before the frontier that is asked for again and compared."""
+"""Stored log before the last record that is asked for again and compared, with what follows."""
 _PAGE_BYTES = 8192
 _INDEXES_MAX = 64
 """Limit: stored objects looked through for the end of a complete record."""
@@ -79,8 +79,9 @@ class Resumer:
             start = WriterStart(step.branch, begin, self._indexer(step.branch, begin), Window())
             return Resume(begin, Overlap(step.branch, begin, b""), start)
         range_begin = next(a for a, b in ledger.ranges(step.branch) if a < step.frontier <= b)
-        boundary = self._record_boundary(step, ledger, range_begin)
-        compare_from = max(range_begin, (step.frontier - OVERLAP_BYTES) // _PAGE_BYTES * _PAGE_BYTES)
+        boundary, last_record = self._known_records(step, ledger, range_begin)
+        # From before the last record: what follows it may be padding, the same on every server.
+        compare_from = max(range_begin, (last_record - OVERLAP_BYTES) // _PAGE_BYTES * _PAGE_BYTES)
         low = min(boundary, compare_from)
         stored = self._stored(step, ledger, low)
         indexer = self._indexer(step.branch, boundary)
@@ -108,19 +109,23 @@ class Resumer:
             )
         return read_extents(self._archive.read_log, cover.extents)
 
-    def _record_boundary(self, step: Step, ledger: Ledger, range_begin: int) -> int:
-        """The end of the last complete record before the frontier, or the begin of a log file before it."""
-        end = step.frontier
+    def _known_records(self, step: Step, ledger: Ledger, range_begin: int) -> tuple[int, int]:
+        """
+        The end of the last complete record before the frontier (or the begin of a log file before it), and
+        the begin of the last record.
+        """
+        end, boundary, last = step.frontier, None, None
         for _ in range(_INDEXES_MAX):
-            cover = ledger.cover([(step.branch, 0, None)], end - 1, end)
-            segment = cover.extents[0].segment
+            segment = ledger.cover([(step.branch, 0, None)], end - 1, end).extents[0].segment
             index = self._archive.log_index(segment)
-            if range_begin <= index.records_end <= step.frontier and index.records_end > 0:
-                return index.records_end
+            if boundary is None and max(range_begin, 1) <= index.records_end <= step.frontier:
+                boundary = index.records_end
+            last = index.record_last if last is None else last
             end = segment.first
-            if end <= range_begin:
+            if end <= range_begin or (boundary is not None and last is not None):
                 break
-        return max(range_begin, file_begin(step.frontier - 1, self._identity.log_file_bytes))
+        begin_of_file = max(range_begin, file_begin(step.frontier - 1, self._identity.log_file_bytes))
+        return boundary or begin_of_file, min(last or end, step.frontier)
 
     def _window(self, step: Step, ledger: Ledger, range_begin: int) -> Window:
         """The stored part of the window that the frontier lies in, where it is stored in whole pieces."""

@@ -19,6 +19,7 @@ from cloudsave.engines.api import LogIndexer
 from cloudsave.logs.status import CaptureOptions
 from cloudsave.model.changes import LogChanges, sorted_changes
 from cloudsave.model.log import Commits, LogHole, LogIndex, LogSegment
+from cloudsave.model.position import Position
 
 
 class LogArchive(Protocol):
@@ -43,6 +44,9 @@ class LogArchive(Protocol):
 
     def histories(self) -> dict[str, bytes]:
         """Raw history files by branch."""
+
+    def claim_origin(self, begin: Position, origin: bytes) -> None:
+        """Record with which bytes a branch began. Raises: LogConflict where it began with others."""
 
     def put_hole(self, hole: LogHole) -> None:
         """Record lost log."""

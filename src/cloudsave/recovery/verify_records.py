@@ -36,6 +36,7 @@ _HINTS = {
     "generation": _COPY,
     "pin": "a finished backup needs it no more; what an unfinished one has stored will be stored again",
     "hole": "remove the record: capture writes it anew when it finds that log missing",
+    "origin": "capture compares servers with it, a restore does not need it: " + _COPY,
     "history": f"log of this branch cannot be used without it: {_COPY}",
 }
 _GENERATION = re.compile(r"[0-9a-f]{8}")
@@ -193,6 +194,7 @@ class _Records:
             ("pin", self._below("pins"), self._pin_fault),
             ("hole", [name for name in logs if "/holes/" in name], self._hole_fault),
             ("history", [name for name in logs if name.endswith("/history")], self._history_fault),
+            ("origin", [name for name in logs if name.endswith("/origin")], self._origin_fault),
         ]
         for kind, names, fault_of in kinds:
             for name, fault in zip(names, in_parallel(self._guarded(fault_of), names), strict=True):
@@ -245,6 +247,19 @@ class _Records:
 
     def _history_fault(self, name: str) -> str:
         self._dialect.parse_history(self._lineage.get_blob(name, Kind.RECORD))
+        return ""
+
+    def _origin_fault(self, name: str) -> str:
+        branch = name.split("/")[1]
+        claimed = self._lineage.origin(branch)
+        if claimed is None:
+            return ""
+        begin, origin = claimed
+        for segment in self._lineage.logs_near(branch, begin):
+            if segment.first <= begin < segment.last:
+                stored = self._lineage.read_log(segment)[begin - segment.first :]
+                common = min(len(stored), len(origin))
+                return "" if stored[:common] == origin[:common] else "is not that of the stored log"
         return ""
 
     def _unclaimed(self) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from cloudsave.errors import IntegrityError, LogConflict, ObjectExists, ObjectMi
 from cloudsave.model.identity import SourceIdentity
 from cloudsave.model.log import LogHole, LogIndex, LogSegment
 from cloudsave.model.manifest import Manifest
+from cloudsave.model.position import Position
 from cloudsave.repository.container import (
     REVOCATION_BYTES,
     ContainerWriter,
@@ -180,6 +181,40 @@ class Lineage:
         """The raw history file of a branch. Raises: ObjectMissing, IntegrityError."""
         return self._get_record(f"logs/{branch}/history")
 
+    def claim_origin(self, begin: Position, origin: bytes) -> None:
+        """
+        Record with which bytes of log a branch begins, at `begin`: they tell it from every other branch of
+        the same number. The same bytes again, or more or fewer of them, change nothing. Raises: LogConflict.
+        """
+        name = f"logs/{begin.branch}/origin"
+        try:
+            self.put_record_json(name, {"offset": begin.offset, "bytes": origin.hex()})
+        except ObjectExists as error:
+            claimed = self.origin(begin.branch)
+            if claimed is None or claimed[0] != begin.offset or not _same_begin(claimed[1], origin):
+                raise LogConflict(
+                    f"branch {begin.branch} of the server is not the one that is stored",
+                    detail="It begins otherwise: two servers with the same system identifier were promoted to"
+                    " the same branch number.",
+                    hints=[
+                        "which of them goes on? Stop the other one, or capture it into another repository",
+                        "the other one can be captured here after it was made anew from the stored one",
+                    ],
+                ) from error
+
+    def origin(self, branch: str) -> tuple[int, bytes] | None:
+        """
+        Where a branch begins, and with which bytes; None where nobody has claimed it. Raises: IntegrityError.
+        """
+        name = f"logs/{branch}/origin"
+        try:
+            fields = self.get_record_json(name)
+            return int(fields["offset"]), bytes.fromhex(fields["bytes"])
+        except ObjectMissing:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"record {self.root + name!r} is malformed") from error
+
     def put_hole(self, hole: LogHole) -> None:
         """Record a hole and its cause; recording it again changes nothing."""
         content = json.dumps({"first": hole.first, "last": hole.last, "cause": hole.cause}).encode()
@@ -315,6 +350,11 @@ def _sorted_segments(listing: Iterator[ObjectInfo]) -> list[LogSegment]:
         (segment for segment in found if segment is not None),
         key=lambda segment: (segment.branch, segment.first, -segment.last),
     )
+
+
+def _same_begin(one: bytes, other: bytes) -> bool:
+    common = min(len(one), len(other))
+    return common > 0 and one[:common] == other[:common]
 
 
 def _unknown(backup_id: str) -> UnknownBackup:

@@ -158,9 +158,10 @@ class FakeServer:
         return names[number + 1] if number + 1 < len(names) else None
 
     def promote(self, branch: str) -> None:
-        """Go on with a new branch from here."""
+        """Go on with a new branch from here; a server writes that at once."""
         self.points = (*self.points, BranchPoint(self.branch, self.end))
         self.branch = branch
+        self.end += RECORD_BYTES
 
     def history(self, branch: str) -> bytes:
         """The history file."""
@@ -260,6 +261,7 @@ class MemoryArchive:
         self.objects: dict[LogSegment, tuple[bytes, LogIndex]] = {}
         self.stored_histories: dict[str, bytes] = {}
         self.stored_holes: list[LogHole] = []
+        self.stored_origins: dict[Position, bytes] = {}
         self.order: list[str] = []
         self.before_put: Callable[[LogSegment], None] = lambda _: None
         self.after_put: Callable[[LogSegment], None] = lambda _: None
@@ -290,6 +292,13 @@ class MemoryArchive:
 
     def histories(self) -> dict[str, bytes]:
         return dict(self.stored_histories)
+
+    def claim_origin(self, begin: Position, origin: bytes) -> None:
+        claimed = self.stored_origins.setdefault(begin, origin)
+        common = min(len(claimed), len(origin))
+        if claimed[:common] != origin[:common]:
+            raise LogConflict("branch begins otherwise")
+        self.order.append(f"origin {begin.branch}")
 
     def put_hole(self, hole: LogHole) -> None:
         if hole not in self.stored_holes:
