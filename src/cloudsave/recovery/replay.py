@@ -19,6 +19,7 @@ feeder puts new ones, and a server leaves a branch by a copy. (Source: XLogInitN
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -201,7 +202,7 @@ class Feeder:
 
     def open(self, histories: Mapping[str, bytes], *, uid: int = -1, gid: int = -1) -> None:
         """Make the spool and begin to fill it. `uid`, `gid`: the user of the server, where root feeds it."""
-        shutil.rmtree(self.spool, ignore_errors=True)
+        self._remove_old()
         self.spool.mkdir(mode=0o700, parents=True)
         for name in ("ready", "absent", "wanted"):
             (self.spool / name).mkdir(mode=0o700)
@@ -304,6 +305,17 @@ class Feeder:
         self._check(file.begin, content)
         del content[self._log.file_bytes :]
         self._put(self.spool / "ready" / file.name, content)
+
+    def _remove_old(self) -> None:
+        """
+        What a killed run left. A script of its server may still be asking there, so that the directory would
+        not become empty: under another name it does.
+        """
+        old = self.spool.with_name(f"{self.spool.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.spool.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _put(self, place: Path, content: bytes | bytearray) -> None:
         """A file that appears as a whole, readable for the owner of the spool."""

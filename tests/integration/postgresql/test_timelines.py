@@ -17,6 +17,7 @@ from cloudsave.engines.postgresql.log import parse_lsn
 from cloudsave.errors import LogConflict, TargetUnreachable
 from cloudsave.logs.background import BackgroundCapture, capture_until
 from cloudsave.model.ledger import Ledger as LogLedger
+from cloudsave.model.log import LogSegment
 from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
 from tests.integration.postgresql.cluster import Cluster, ClusterFactory, poll
@@ -203,6 +204,12 @@ def fill_up(protected: Protected, capture: BackgroundCapture, other: Cluster) ->
         server.psql("INSERT INTO t VALUES (10)")
         server.switch_wal()
     protected.catch_up(capture)
+    poll(lambda: any(one.last - one.first == FILE for one in stored_of("00000002", protected)), "it is whole")
+
+
+def stored_of(branch: str, protected: Protected) -> list[LogSegment]:
+    """Stretches of log; what was stored in pieces is stored once more as a whole, soon after."""
+    return [one for one in protected.lineage.logs() if one.branch == branch]
 
 
 def assert_the_end_alone_tells_nothing(protected: Protected, chosen: Cluster, other: Cluster) -> None:
