@@ -115,11 +115,14 @@ class Rounds:
             stage = self.restore_stage(directory)
             self.note("restore", running, stage)
             if running.process.returncode == 0:
-                facts = running.wait().result
+                url = running.wait().result["connection_url"]
+            elif stage == "over":
+                url = opened_server(directory)
             else:
                 facts = self.measured("restore", lambda: self.line.run(*command))
                 assert facts["resumed"] == (stage != "start-up")
-            with psycopg.connect(facts["connection_url"], autocommit=True) as connection:
+                url = facts["connection_url"]
+            with psycopg.connect(url, autocommit=True) as connection:
                 assert_ledger(connection, Ledger.read(self.record).expected_ids(target))
         finally:
             discard(directory)
@@ -130,11 +133,14 @@ class Rounds:
         return instant_from_us(max(int(parts[3], 16) for parts in names if len(parts) == 4))
 
     def restore_stage(self, directory: Path) -> str:
-        """How far a killed restore came, by its journal."""
+        """
+        How far a killed restore came, by its journal, which goes when the server is open: nothing is left to
+        do then, and the same command is refused, since it overwrites nothing.
+        """
         try:
             head = json.loads((directory / JOURNAL).read_bytes())
         except FileNotFoundError:
-            return "start-up"
+            return "over" if (directory / "PG_VERSION").exists() else "start-up"
         return "replay" if head["recovery_digest"] else "files"
 
     # ---- the kill
@@ -167,6 +173,12 @@ class Rounds:
     def stored(self) -> set[str]:
         """Names of all objects in the repository."""
         return {str(path) for path in self.line.store.rglob("*")}
+
+
+def opened_server(directory: Path) -> str:
+    """How to reach the server that a restore had opened when it was killed; by the server's own file."""
+    _, _, _, port, socket, *_ = (directory / "postmaster.pid").read_text().splitlines()
+    return f"postgresql://postgres@/postgres?host={socket}&port={port}"
 
 
 def discard(directory: Path) -> None:
