@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-_libc = ctypes.CDLL(None, use_errno=True)
+from cloudsave.store.posix_calls import sync_file_system
 
 
 def sync_file_systems(places: Sequence[Path]) -> None:
@@ -17,9 +16,10 @@ def sync_file_systems(places: Sequence[Path]) -> None:
             continue
         descriptor = os.open(place, os.O_RDONLY)
         try:
-            if _libc.syncfs(descriptor) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), str(place))
+            sync_file_system(descriptor)
+        except OSError as error:
+            error.filename = str(place)
+            raise
         finally:
             os.close(descriptor)
 

@@ -19,7 +19,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -252,16 +252,9 @@ class BackupWriter:
         """
         with self._lock:
             self._maps.flush()
-        counts = self._counts
-        statistics = BackupStatistics(
-            seconds=(draft.finished_us - draft.started_us) / 1e6,
-            bytes_read=counts.bytes_read,
-            bytes_stored=counts.bytes_stored + self._maps.bytes_stored,
-            blocks_total=counts.blocks_total,
-            blocks_stored=counts.blocks_stored,
-            blocks_zero=counts.blocks_zero,
-            blocks_reused=counts.blocks_reused,
-        )
+        counts = asdict(self._counts)
+        counts["bytes_stored"] += self._maps.bytes_stored
+        statistics = BackupStatistics(seconds=(draft.finished_us - draft.started_us) / 1e6, **counts)
         manifest = self._maps.complete(replace(draft, statistics=statistics))
         try:
             self._lineage.put_manifest(manifest)
