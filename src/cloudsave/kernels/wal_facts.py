@@ -49,13 +49,20 @@ import numpy.typing as npt
 
 from cloudsave.kernels.native import NativeKernels
 from cloudsave.kernels.wal_walk import (
+    GATHER_BYTES_MIN,
+    KNOWN_MAGICS,
     LONG_HEADER_BYTES,
     MAGIC_BY_MAJOR,
+    PAGE_HEAD,
     RECORD_BYTES_MAX,
+    RECORD_HEAD,
+    RECORD_HEADER_BYTES,
     SHORT_HEADER_BYTES,
     WAL_PAGE_BYTES,
     Buffer,
     StopReason,
+    WalkStopped,
+    grown,
 )
 
 FACT_TYPE = np.dtype(
@@ -77,14 +84,9 @@ BLOCK_NUMBER_MAX = 32
 
 _ROWS = 65_536
 _BLOB_BYTES = 1 << 20
-_GATHER_BYTES_MIN = 8192
 _CACHE_SIZE = 256
-_RECORD_HEADER_BYTES = 24
 _MAGIC_14 = MAGIC_BY_MAJOR[14]
 _MAGIC_18 = MAGIC_BY_MAJOR[18]
-_KNOWN_MAGICS = frozenset(MAGIC_BY_MAJOR.values())
-_PAGE_HEAD = struct.Struct("<HHIQI4x")
-_RECORD_HEAD = struct.Struct("<IIQBB2xI")
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _I64 = struct.Struct("<q")
@@ -205,7 +207,7 @@ class NativeFacts:
         self._kernels = kernels
         self._rows = np.empty(_ROWS, FACT_TYPE)
         self._blob = np.empty(_BLOB_BYTES, np.uint8)
-        self._gather = np.empty(_GATHER_BYTES_MIN, np.uint8)
+        self._gather = np.empty(GATHER_BYTES_MIN, np.uint8)
         self._state = FactsState(
             position=start.position, segment_bytes=start.segment_bytes, magic=start.magic
         )
@@ -250,9 +252,7 @@ class NativeFacts:
                 self._rows = np.empty(2 * len(self._rows), FACT_TYPE)
                 self._blob = np.empty(2 * len(self._blob), np.uint8)
             if answer is _Answer.GATHER_MORE:
-                larger = np.empty(max(2 * len(self._gather), int(self._state.gather_need)), np.uint8)
-                larger[: len(self._gather)] = self._gather
-                self._gather = larger
+                self._gather = grown(self._gather, int(self._state.gather_need))
 
     def _facts(self, count: int) -> Facts:
         rows = self._rows[:count].copy()
@@ -262,15 +262,6 @@ class NativeFacts:
             for begin, length in zip(whole["value"].tolist(), whole["count"].tolist(), strict=True)
         )
         return Facts(rows, records)
-
-
-class _Stop(Exception):
-    """Ends a pass of the twin."""
-
-    def __init__(self, reason: StopReason, position: int) -> None:
-        super().__init__(reason, position)
-        self.reason = reason
-        self.position = position
 
 
 class TwinFacts:
@@ -308,7 +299,7 @@ class TwinFacts:
             try:
                 while view and not self._moved:
                     view = view[self._step(view) :]
-            except _Stop as stop:
+            except WalkStopped as stop:
                 self.stop_reason, self.stop_position = stop.reason, stop.position
             if self._rows:
                 yield Facts(np.array(self._rows, FACT_TYPE), tuple(self._records))
@@ -347,21 +338,21 @@ class TwinFacts:
         return max(0, (LONG_HEADER_BYTES if first else SHORT_HEADER_BYTES) - in_page)
 
     def _take_page_header(self, header: bytes, address: int) -> None:
-        magic, flags, _, named, remaining = _PAGE_HEAD.unpack_from(header)
-        if magic not in _KNOWN_MAGICS or (self._magic and magic != self._magic):
-            raise _Stop(StopReason.MAGIC, address)
+        magic, flags, _, named, remaining = PAGE_HEAD.unpack_from(header)
+        if magic not in KNOWN_MAGICS or (self._magic and magic != self._magic):
+            raise WalkStopped(StopReason.MAGIC, address)
         if named != address:
-            raise _Stop(StopReason.ADDRESS, address)
+            raise WalkStopped(StopReason.ADDRESS, address)
         self._magic = magic
         continues = bool(flags & 1)
         if flags & 8 and not continues:
             self._record, self._length, self._skip = bytearray(), 0, 0
         elif self._record or self._skip:
             if not continues or remaining != (self._skip or self._length - len(self._record)):
-                raise _Stop(StopReason.CONTINUATION, address)
+                raise WalkStopped(StopReason.CONTINUATION, address)
         elif continues:
             if self._began or not 0 < remaining <= RECORD_BYTES_MAX:
-                raise _Stop(StopReason.CONTINUATION, address)
+                raise WalkStopped(StopReason.CONTINUATION, address)
             self._skip = remaining
         self._began = True
 
@@ -369,16 +360,16 @@ class TwinFacts:
         before = len(self._record)
         if not before:
             self._record_start = self.position
-        total = -(-self._length // 8) * 8 if self._length else _RECORD_HEADER_BYTES
+        total = -(-self._length // 8) * 8 if self._length else RECORD_HEADER_BYTES
         taken = min(total - before, len(room))
         self._record += room[:taken]
         self.position += taken
         if not self._length and len(self._record) >= 4:
             (length,) = _U32.unpack_from(self._record)
             if length == 0:
-                raise _Stop(StopReason.NO_RECORD, self._record_start)
-            if not _RECORD_HEADER_BYTES <= length <= RECORD_BYTES_MAX:
-                raise _Stop(StopReason.LENGTH, self._record_start)
+                raise WalkStopped(StopReason.NO_RECORD, self._record_start)
+            if not RECORD_HEADER_BYTES <= length <= RECORD_BYTES_MAX:
+                raise WalkStopped(StopReason.LENGTH, self._record_start)
             self._length = length
         if self._length and len(self._record) == -(-self._length // 8) * 8:
             record = bytes(self._record[: self._length])
@@ -396,7 +387,7 @@ class TwinFacts:
         self._rows.append((self._record_start, value, xid, kind, *relation, count))
 
     def _take_record(self, record: bytes) -> None:
-        _, xid, _, info, manager, _ = _RECORD_HEAD.unpack_from(record)
+        _, xid, _, info, manager, _ = RECORD_HEAD.unpack_from(record)
         operation = info & 0xF0
         if (
             manager not in (0, 1, 2, 4, 7, 8, 9, 10)
@@ -407,7 +398,7 @@ class TwinFacts:
             return
         found = read_fragments(record, self._magic)
         if found is None:
-            raise _Stop(StopReason.CONTENT, self._record_start)
+            raise WalkStopped(StopReason.CONTENT, self._record_start)
         first = found.blocks[0].relation if found.blocks else (0, 0, 0)
         if manager == 7 or any(block.relation[2] in self._watched for block in found.blocks):
             begin = sum(map(len, self._records))
@@ -432,14 +423,14 @@ class TwinFacts:
         try:
             return form.unpack_from(data, at)
         except struct.error:
-            raise _Stop(StopReason.CONTENT, self._record_start) from None
+            raise WalkStopped(StopReason.CONTENT, self._record_start) from None
 
     def _take_heap(self, manager: int, operation: int, xid: int, found: Fragments) -> None:
         main = found.main
         if manager == 10 and operation == 0x30:
             database, count, _ = self._unpack(_THREE, main, 0)
             if count > (len(main) - 12) // 4:
-                raise _Stop(StopReason.CONTENT, self._record_start)
+                raise WalkStopped(StopReason.CONTENT, self._record_start)
             for number in range(count):
                 (oid,) = _U32.unpack_from(main, 12 + 4 * number)
                 self._put(FactKind.TRUNCATE, xid, relation=(0, database, oid))
@@ -489,10 +480,10 @@ class TwinFacts:
                 arrays[part] = main[at + 4 : at + 4 + count * item_bytes]
                 at += 4 + count * item_bytes
         if at > len(main):
-            raise _Stop(StopReason.CONTENT, self._record_start)
+            raise WalkStopped(StopReason.CONTENT, self._record_start)
         if operation in (0x30, 0x40):
             if not parts & 16:
-                raise _Stop(StopReason.CONTENT, self._record_start)
+                raise WalkStopped(StopReason.CONTENT, self._record_start)
             (xid,) = self._unpack(_U32, main, at)
         for (child,) in _U32.iter_unpack(arrays.get(2, b"")):
             self._put(FactKind.CHILD, child, relation=(0, 0, xid))
@@ -559,7 +550,7 @@ def read_fragments(record: bytes, magic: int) -> Fragments | None:
 
 
 def _read_fragments(record: bytes, magic: int) -> Fragments:
-    at, payload, main_bytes = _RECORD_HEADER_BYTES, 0, 0
+    at, payload, main_bytes = RECORD_HEADER_BYTES, 0, 0
     heads: list[_Head] = []
     relation: _Number | None = None
     while len(record) - at > payload:

@@ -69,18 +69,18 @@ EVENT_TYPE = np.dtype([("start", "<u8"), ("end", "<u8"), ("time", "<i8"), ("xid"
 """One commit, restore point or timeline change (time: the timeline before, xid: the new one)."""
 
 _NONE = (1 << 64) - 1
-_RECORD_HEADER_BYTES = 24
+RECORD_HEADER_BYTES = 24
 _NAME_BYTES = 64
 _EVENTS_MAX = 4096
-_GATHER_BYTES_MIN = 8192
+GATHER_BYTES_MIN = 8192
 _CHANGES_MAX = 1 << 15
 """Entries of the table in which changes gather, a power of two; it is emptied when half of it is used."""
-_KNOWN_MAGICS = frozenset(MAGIC_BY_MAJOR.values())
+KNOWN_MAGICS = frozenset(MAGIC_BY_MAJOR.values())
 _LAST_MAGIC_WITH_SHORT_STATISTICS = 0xD116
 
-_PAGE_HEAD = struct.Struct("<HHIQI4x")
+PAGE_HEAD = struct.Struct("<HHIQI4x")
 _PAGE_TAIL = struct.Struct("<QII")
-_RECORD_HEAD = struct.Struct("<IIQBB2xI")
+RECORD_HEAD = struct.Struct("<IIQBB2xI")
 _I64 = struct.Struct("<q")
 _U64 = struct.Struct("<Q")
 _U32 = struct.Struct("<I")
@@ -204,7 +204,7 @@ class NativeWalk:
     def __init__(self, start: WalkStart, kernels: NativeKernels) -> None:
         self._kernels = kernels
         self._events = np.empty(_EVENTS_MAX, EVENT_TYPE)
-        self._gather = np.empty(_GATHER_BYTES_MIN, np.uint8)
+        self._gather = np.empty(GATHER_BYTES_MIN, np.uint8)
         self._changes = np.zeros(_CHANGES_MAX if start.collect_changes else 0, CHANGE_TYPE)
         self._drained: list[npt.NDArray[np.void]] = []
         self._state = WalState(
@@ -262,7 +262,7 @@ class NativeWalk:
             if answer == _Answer.NAME:
                 names.append(bytes(self._state.name))
             elif answer == _Answer.GATHER_MORE:
-                self._grow()
+                self._gather = grown(self._gather, int(self._state.gather_need))
             elif answer == _Answer.CHANGES_FULL:
                 self._drain()
         return (np.concatenate(parts) if parts else np.empty(0, EVENT_TYPE)), names
@@ -286,10 +286,12 @@ class NativeWalk:
             self._changes[:] = 0
             self._state.changes_used = 0
 
-    def _grow(self) -> None:
-        larger = np.empty(max(2 * len(self._gather), int(self._state.gather_need)), np.uint8)
-        larger[: len(self._gather)] = self._gather
-        self._gather = larger
+
+def grown(gather: npt.NDArray[np.uint8], need: int) -> npt.NDArray[np.uint8]:
+    """The buffer of records that cross pages, with its bytes, twice as large and no smaller than `need`."""
+    larger = np.empty(max(2 * len(gather), need), np.uint8)
+    larger[: len(gather)] = gather
+    return larger
 
 
 class _Answer(IntEnum):
@@ -307,8 +309,8 @@ def _optional(position: int) -> int | None:
     return None if position == _NONE else position
 
 
-class _Stop(Exception):
-    """Ends a walk of the twin."""
+class WalkStopped(Exception):
+    """Ends a walk, or a pass over facts, of a twin."""
 
     def __init__(self, reason: StopReason, position: int) -> None:
         super().__init__(reason, position)
@@ -356,7 +358,7 @@ class TwinWalk:
             while view and not self.stop_reason:
                 taken = self._step(view)
                 view = view[taken:]
-        except _Stop as stop:
+        except WalkStopped as stop:
             self.stop_reason, self.stop_position = stop.reason, stop.position
         return np.array(self._events, EVENT_TYPE), self._names
 
@@ -406,8 +408,8 @@ class TwinWalk:
     def _take_page_header(self, header: bytes, address: int) -> None:
         reason = self._check_page_header(header, address)
         if reason:
-            raise _Stop(reason, address)
-        _, flags, _, _, remaining = _PAGE_HEAD.unpack_from(header)
+            raise WalkStopped(reason, address)
+        _, flags, _, _, remaining = PAGE_HEAD.unpack_from(header)
         continues, overwrites = bool(flags & 1), bool(flags & 8)
         under_way = bool(self._record or self._skip)
         if overwrites and not continues:
@@ -420,18 +422,18 @@ class TwinWalk:
                 or remaining == 0
                 or remaining != (self._skip or self._length - len(self._record))
             ):
-                raise _Stop(StopReason.CONTINUATION, address)
+                raise WalkStopped(StopReason.CONTINUATION, address)
         elif continues:
             if self._began or not 0 < remaining <= RECORD_BYTES_MAX:
-                raise _Stop(StopReason.CONTINUATION, address)
+                raise WalkStopped(StopReason.CONTINUATION, address)
             self._skip = remaining
             self.seen_from = None
         self._began = True
 
     def _check_page_header(self, header: bytes, address: int) -> StopReason:
-        magic, flags, timeline, named, _ = _PAGE_HEAD.unpack_from(header)
+        magic, flags, timeline, named, _ = PAGE_HEAD.unpack_from(header)
         first = len(header) == LONG_HEADER_BYTES
-        if magic not in _KNOWN_MAGICS or (self.magic and magic != self.magic):
+        if magic not in KNOWN_MAGICS or (self.magic and magic != self.magic):
             return StopReason.MAGIC
         if flags & ~15 or first != bool(flags & 2):
             return StopReason.PAGE_HEADER
@@ -468,15 +470,15 @@ class TwinWalk:
         if not self._record:
             self._record_start = self.position
         before = len(self._record)
-        if before < _RECORD_HEADER_BYTES:
-            taken = min(_RECORD_HEADER_BYTES - before, len(room))
+        if before < RECORD_HEADER_BYTES:
+            taken = min(RECORD_HEADER_BYTES - before, len(room))
             self._record += room[:taken]
             self._take_record_header(before)
         else:
             taken = min(-(-self._length // 8) * 8 - before, len(room))
             self._record += room[:taken]
         self.position += taken
-        if len(self._record) >= _RECORD_HEADER_BYTES and len(self._record) == -(-self._length // 8) * 8:
+        if len(self._record) >= RECORD_HEADER_BYTES and len(self._record) == -(-self._length // 8) * 8:
             self._finish_record()
         return taken
 
@@ -486,24 +488,24 @@ class TwinWalk:
         if before < 4 <= len(self._record):
             (self._length,) = _U32.unpack_from(self._record)
             if self._length == 0:
-                raise _Stop(StopReason.NO_RECORD, start)
-            if not _RECORD_HEADER_BYTES <= self._length <= RECORD_BYTES_MAX:
-                raise _Stop(StopReason.LENGTH, start)
+                raise WalkStopped(StopReason.NO_RECORD, start)
+            if not RECORD_HEADER_BYTES <= self._length <= RECORD_BYTES_MAX:
+                raise WalkStopped(StopReason.LENGTH, start)
             self.record_first = start if self.record_first is None else self.record_first
             self.record_last = start
-        if len(self._record) == _RECORD_HEADER_BYTES:
-            previous = _RECORD_HEAD.unpack_from(self._record)[2]
+        if len(self._record) == RECORD_HEADER_BYTES:
+            previous = RECORD_HEAD.unpack_from(self._record)[2]
             fits = previous < start if self.complete_start is None else previous == self.complete_start
             if not fits:
-                raise _Stop(StopReason.PREVIOUS, start)
+                raise WalkStopped(StopReason.PREVIOUS, start)
 
     def _finish_record(self) -> None:
         record, start = bytes(self._record[: self._length]), self._record_start
-        _, xid, previous, info, manager, crc = _RECORD_HEAD.unpack_from(record)
+        _, xid, previous, info, manager, crc = RECORD_HEAD.unpack_from(record)
         if self._start.check_crc:
-            body = crc32c(record[_RECORD_HEADER_BYTES:], kernels=None)
+            body = crc32c(record[RECORD_HEADER_BYTES:], kernels=None)
             if crc32c(record[:20], body, kernels=None) != crc:
-                raise _Stop(StopReason.CRC, start)
+                raise WalkStopped(StopReason.CRC, start)
         if manager == 1 and info & 0x70 in (0x00, 0x30):
             self._take_commit(record, info, xid)
         elif manager == 0 and info & 0xF0 in (0x00, 0x70, 0x90, 0xD0):
@@ -529,7 +531,7 @@ class TwinWalk:
         if info & 0x70 == 0x30:
             found = self._prepared_xid(data) if info & 0x80 else None
             if found is None:
-                raise _Stop(StopReason.CONTENT, self._record_start)
+                raise WalkStopped(StopReason.CONTENT, self._record_start)
             xid = found
         self._note(EventKind.COMMIT, _I64.unpack_from(data)[0], xid)
 
@@ -538,7 +540,7 @@ class TwinWalk:
         data = self._main_data(record, size_min=sizes_min.get(operation, 16))
         if operation == 0xD0:
             if len(data) < 8 or self._overwritten not in (None, _U64.unpack_from(data)[0]):
-                raise _Stop(StopReason.CONTINUATION, self._record_start)
+                raise WalkStopped(StopReason.CONTINUATION, self._record_start)
         elif operation == 0x70:
             self._note(EventKind.RESTORE_POINT, _I64.unpack_from(data)[0], 0)
             self._names.append(data[8 : 8 + _NAME_BYTES])
@@ -550,7 +552,7 @@ class TwinWalk:
     def _main_data(self, record: bytes, *, size_min: int) -> bytes:
         body = main_data(record)
         if body is None or len(body) < size_min:
-            raise _Stop(StopReason.CONTENT, self._record_start)
+            raise WalkStopped(StopReason.CONTENT, self._record_start)
         return body
 
     def _prepared_xid(self, data: bytes) -> int | None:
