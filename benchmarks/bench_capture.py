@@ -12,21 +12,17 @@ server's files at the end: a fast copy of the wrong bytes counts nothing.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.integration.postgresql.cluster import Cluster, ClusterFactory
-from tools import provision
+from tests.integration.postgresql.cluster import Cluster
 
+from benchmarks import own_server
 from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.engines.postgresql.dialect import PostgresDialect
 from cloudsave.engines.postgresql.engine import PostgresEngine
@@ -105,27 +101,7 @@ def measure(cluster: Cluster, folder: Path, megabytes: int) -> dict[str, float |
 
 def main() -> int:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--postgresql", default="18")
-    parser.add_argument("--megabytes", type=int, default=1024)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    bindirs = {major: Path(found.bindir) for major, found in provision.listing().items()}
-    folder = Path(tempfile.mkdtemp(prefix="cloudsave-bench-"))
-    folder.chmod(0o711)
-    factory = ClusterFactory(bindirs, root=folder, disk=folder, noted=lambda _: None)
-    factory.user.own(folder)
-    try:
-        result = measure(factory.create(options.postgresql, conf=CONF), folder, options.megabytes)
-    finally:
-        factory.close()
-        shutil.rmtree(folder)
-    if options.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name:28} {value}")
-    return 0
+    return own_server.run(__doc__, measure, CONF)
 
 
 if __name__ == "__main__":
