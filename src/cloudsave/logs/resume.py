@@ -19,7 +19,7 @@ OVERLAP_BYTES = 64 << 10
 """Stored log before the last record that is asked for again and compared, with what follows."""
 _PAGE_BYTES = 8192
 _INDEXES_MAX = 64
-"""Limit: stored objects looked through for the end of a complete record."""
+"""Limit: stored objects looked through for the last record."""
 
 
 class Overlap:
@@ -79,19 +79,18 @@ class Resumer:
             start = WriterStart(step.branch, begin, self._indexer(step.branch, begin), Window())
             return Resume(begin, Overlap(step.branch, begin, b""), start)
         range_begin = next(a for a, b in ledger.ranges(step.branch) if a < step.frontier <= b)
-        boundary, last_record = self._known_records(step, ledger, range_begin)
-        # From before the last record: what follows it may be padding, the same on every server.
-        compare_from = max(range_begin, (last_record - OVERLAP_BYTES) // _PAGE_BYTES * _PAGE_BYTES)
-        low = min(boundary, compare_from)
-        stored = self._stored(step, ledger, low)
+        # From the last record on, so that the first new one must name it, or complete it.
+        boundary = self._last_record(step, ledger, range_begin)
+        # From before it: what follows it may be padding, the same on every server.
+        compare_from = max(range_begin, (boundary - OVERLAP_BYTES) // _PAGE_BYTES * _PAGE_BYTES)
+        stored = self._stored(step, ledger, compare_from)
         indexer = self._indexer(step.branch, boundary)
-        if boundary < step.frontier:
-            indexer.feed(stored[boundary - low :])
-            indexer.take()
+        indexer.feed(stored[boundary - compare_from :])
+        indexer.take()
         start = WriterStart(step.branch, step.frontier, indexer, self._window(step, ledger, range_begin))
         if not overlap:
             return Resume(step.frontier, Overlap(step.branch, step.frontier, b""), start)
-        return Resume(compare_from, Overlap(step.branch, compare_from, stored[compare_from - low :]), start)
+        return Resume(compare_from, Overlap(step.branch, compare_from, stored), start)
 
     def _indexer(self, branch: str, offset: int) -> LogIndexer:
         return self._dialect.indexer(
@@ -109,23 +108,24 @@ class Resumer:
             )
         return read_extents(self._archive.read_log, cover.extents)
 
-    def _known_records(self, step: Step, ledger: Ledger, range_begin: int) -> tuple[int, int]:
+    def _last_record(self, step: Step, ledger: Ledger, range_begin: int) -> int:
         """
-        The end of the last complete record before the frontier (or the begin of a log file before it), and
-        the begin of the last record.
+        The begin of the last record before the frontier; before it where that is cut off, the end of the one
+        before it. Where none is known, the begin of the log file.
         """
-        end, boundary, last = step.frontier, None, None
+        end, complete = step.frontier, 0
         for _ in range(_INDEXES_MAX):
             segment = ledger.cover([(step.branch, 0, None)], end - 1, end).extents[0].segment
             index = self._archive.log_index(segment)
-            if boundary is None and max(range_begin, 1) <= index.records_end <= step.frontier:
-                boundary = index.records_end
-            last = index.record_last if last is None else last
+            if segment.last <= step.frontier:
+                complete = max(complete, index.records_end)
+            last = index.record_last
+            if last is not None and range_begin <= last < step.frontier:
+                return complete if max(range_begin, 1) <= complete < last else last
             end = segment.first
-            if end <= range_begin or (boundary is not None and last is not None):
+            if end <= range_begin:
                 break
-        begin_of_file = max(range_begin, file_begin(step.frontier - 1, self._identity.log_file_bytes))
-        return boundary or begin_of_file, min(last or end, step.frontier)
+        return max(range_begin, file_begin(step.frontier - 1, self._identity.log_file_bytes))
 
     def _window(self, step: Step, ledger: Ledger, range_begin: int) -> Window:
         """The stored part of the window that the frontier lies in, where it is stored in whole pieces."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cloudsave.clock import Clock
 from cloudsave.engines.api import Dialect
-from cloudsave.errors import LogDamaged, SourceUnreadable
+from cloudsave.errors import LogConflict, LogDamaged, SourceUnreadable
 from cloudsave.logs.ledger import Step
 from cloudsave.logs.resume import Resumer
 from cloudsave.logs.status import CaptureOptions
@@ -30,7 +30,8 @@ def store_tail(
     """
     Store what is missing of the log `span` = [start, stop) of one branch, which begins with a log file;
     whether all of it is durable then. A capture that runs stores the same bytes once more, in its own
-    stretches.
+    stretches. The files must repeat what is stored before the missing log: those of another server, and files
+    that are recycled under the names of log to come, are left alone.
 
     Raises: LogConflict, StoreError.
     """
@@ -43,16 +44,21 @@ def store_tail(
         return False
     resumed = any(first < frontier <= last for first, last in ledger.ranges(start.branch))
     try:
-        log = at_hand.read(Position(start.branch, frontier), stop.offset)
-        if len(log) < stop.offset - frontier:
-            return False
         window = window_bytes(at_hand.identity.log_file_bytes, _OPTIONS)
         resumer = Resumer(archive, dialect, at_hand.identity, window_size=window)
-        made_ready = resumer.prepare(Step(start.branch, frontier, None, resumed), ledger, overlap=False)
+        made_ready = resumer.prepare(Step(start.branch, frontier, None, resumed), ledger, overlap=True)
+        begin = made_ready.stream_from
+        log = at_hand.read(Position(start.branch, begin), stop.offset)
+        if len(log) < stop.offset - begin:
+            return False
+        try:
+            new = made_ready.overlap.strip(begin, log)
+        except LogConflict:
+            return False  # A recycled file, or another server; capture hears from the server itself.
         options = replace(_OPTIONS, queue_bytes_max=2 * TAIL_BYTES_MAX)
         writer = LogWriter(archive, made_ready.start, window_size=window, options=options, durable=_ignore)
-        writer.append(log, clock.monotonic())
+        writer.append(new, clock.monotonic())
         writer.finish()
     except (LogDamaged, SourceUnreadable):
-        return False  # The files are not what they seem; capture hears from the server itself.
+        return False  # The files are not what they seem.
     return True

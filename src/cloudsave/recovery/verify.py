@@ -5,7 +5,8 @@ Quick: every manifest's signature, every map and index; the records (`verify_rec
 object by existence, size and footer; that maps stay within their packs; that each backup has the log which
 makes it consistent; holes.
 With `read_all`: every byte of every pack and log object, digest and authentication of each frame. A byte that
-authenticates is the byte that was written, pages included: those were checked when they were read.
+authenticates is the byte that was written, pages included: those were checked when they were read. Log is
+followed from record to record, and compared where it is stored twice (`verify_log`).
 Packs and maps that no manifest names are those of unfinished backups: they count for nothing yet.
 """
 
@@ -26,6 +27,7 @@ from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogHole, LogSegment
 from cloudsave.model.manifest import Manifest
 from cloudsave.recovery.history import FIRST_BRANCH
+from cloudsave.recovery.verify_log import read_log_through
 from cloudsave.recovery.verify_records import LISTED_MAX, in_parallel, verify_identity, verify_records
 from cloudsave.repository.container import (
     FOOTER_BYTES,
@@ -258,6 +260,14 @@ class _Verification:
                 sound.append(segment)
         self._progress.finish()
         yield from damage.findings("log", "targets in and after it cannot be reached; take a new backup now")
+        if self._request.read_all and self._manifests:
+            yield from read_log_through(
+                self._lineage,
+                self._dialect,
+                sound,
+                log_file_bytes=self._manifests[-1].log_file_bytes,
+                progress=self._progress,
+            )
         ledger = Ledger(sound)
         for manifest in self._manifests:
             yield from self._log_of_backup(manifest, ledger, ancestry)

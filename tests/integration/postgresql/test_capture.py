@@ -7,6 +7,7 @@ import statistics
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from cloudsave.clock import SYSTEM_CLOCK
@@ -525,3 +526,24 @@ def test_the_log_of_a_moment_is_captured_without_leaving_a_slot(cluster: Cluster
     )
     assert durable_up_to(lineage, Position("00000001", end)), format_lsn(end)
     poll(lambda: cluster.psql("SELECT count(*) FROM pg_replication_slots") == "0", "the slot is gone")
+
+
+def test_a_url_without_a_database_is_enough(cluster: Cluster) -> None:
+    """No database is named like the role, which is what libpq would take."""
+    cluster.psql("CREATE ROLE courier LOGIN REPLICATION")
+    url = cluster.url.replace("postgres@/postgres", "courier@/")
+    with pytest.raises(psycopg.OperationalError, match="does not exist"):
+        psycopg.connect(url)
+    source = PostgresEngine(url).log_source(slot="cloudsave", temporary=False)
+    assert isinstance(source, PostgresLogSource)
+    lineage = new_lineage(cluster)
+    with BackgroundCapture(source, lineage, DIALECT, CONTINUOUS, clock=SYSTEM_CLOCK) as capture:
+        end = parse_lsn(cluster.psql("SELECT pg_current_wal_flush_lsn()"))
+        capture.await_durable(Position("00000001", end), timeout_seconds=DURABLE_SECONDS)
+
+        def told() -> bool:
+            cluster.psql("SELECT pg_create_restore_point('more')")
+            return any(lineage.log_index(one).complete_until_us for one in lineage.logs())
+
+        poll(told, "the server has said up to which instant its log is complete")
+    assert source.slot_state() == "idle"

@@ -6,7 +6,9 @@ import pytest
 
 from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.engines.postgresql.dialect import PostgresDialect
-from cloudsave.errors import LogConflict
+from cloudsave.errors import LogConflict, LogDamaged
+from cloudsave.logs.ledger import Step
+from cloudsave.logs.resume import Resumer
 from cloudsave.logs.tail import TAIL_BYTES_MAX, store_tail
 from cloudsave.model.engine_facts import LogAtHand
 from cloudsave.model.identity import Role, SourceIdentity
@@ -14,7 +16,7 @@ from cloudsave.model.ledger import Ledger, read_extents
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
 from cloudsave.store.memory import MemoryStore
-from tests.unit.kernels.synthetic_wal import SEGMENT_BYTES, SYSTEM, eventful_log
+from tests.unit.kernels.synthetic_wal import SEGMENT_BYTES, SYSTEM, WalWriter, eventful_log
 from tests.unit.repository.samples import lineage_on
 
 LOG = eventful_log()
@@ -82,6 +84,59 @@ def test_files_that_are_not_the_log_are_left_alone(files: LogAtHand) -> None:
 def test_more_than_a_tail_is_left_to_capture() -> None:
     lineage = lineage_on(MemoryStore())
     assert not tail(lineage, BEGIN + TAIL_BYTES_MAX + 8, at_hand(bytes(LOG.log)))
+
+
+def other_log() -> WalWriter:
+    """Of a server that began like the first one, and filled up the same log file with something else."""
+    wal = WalWriter(start=LOG.start)
+    wal.noise(5000)
+    wal.commit(77, 5_000_000)
+    wal.switch()
+    wal.commit(78, 6_000_000)
+    wal.noise(30_000)
+    wal.commit(79, 7_000_000)
+    return wal
+
+
+def filled_up() -> tuple[Lineage, int]:
+    """The first log file is stored, which ends with padding."""
+    lineage = lineage_on(MemoryStore())
+    assert tail(lineage, BEGIN, at_hand(bytes(LOG.log)), begin=LOG.start)
+    return lineage, len(lineage.logs())
+
+
+def test_the_files_of_another_server_are_left_alone_though_what_is_stored_ends_with_padding() -> None:
+    lineage, before = filled_up()
+    other = other_log()
+    files = LogAtHand(
+        IDENTITY, lambda begin, end: bytes(other.log[begin.offset - LOG.start : end - LOG.start])
+    )
+    assert not tail(lineage, other.end, files, begin=LOG.start)
+    assert len(lineage.logs()) == before
+    assert tail(lineage, LOG.end, at_hand(bytes(LOG.log)), begin=LOG.start)
+
+
+def test_log_must_name_the_last_stored_record_where_nothing_can_be_compared() -> None:
+    """The server has recycled all log before the stored end; its own log from there on is sound."""
+    lineage, _ = filled_up()
+    other = other_log()
+    resumer = Resumer(lineage, PostgresDialect(), IDENTITY, window_size=SEGMENT_BYTES)
+    step = Step(BRANCH, BEGIN, None, resumed=True)
+    for log, sound in ((LOG, True), (other, False)):
+        resume = resumer.prepare(step, Ledger(lineage.logs()), overlap=False)
+        indexer = resume.start.indexer
+        new = bytes(log.log[BEGIN - LOG.start :])
+        if sound:
+            indexer.feed(new)
+            assert indexer.take().commits
+        else:
+            with pytest.raises(LogDamaged, match="does not follow"):
+                indexer.feed(new)
+            alone = PostgresDialect().indexer(
+                Position(BRANCH, BEGIN), log_file_bytes=SEGMENT_BYTES, system_identifier=str(SYSTEM)
+            )
+            alone.feed(new)
+            assert alone.take().commits, "nothing is wrong with the other log in itself"
 
 
 def test_other_log_than_the_stored_one_is_a_conflict() -> None:

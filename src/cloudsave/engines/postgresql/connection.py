@@ -85,6 +85,14 @@ def _is_port(text: str) -> bool:
     return text.isascii() and text.isdigit() and 1 <= int(text) <= PORT_MAX
 
 
+def with_database(info: str) -> str:
+    """
+    `info` with a database that is always there, where it names none: libpq would take one that is named like
+    the role. Raises: psycopg.ProgrammingError.
+    """
+    return info if "dbname" in conninfo_to_dict(info) else make_conninfo(info, dbname="postgres")
+
+
 def connect(url: str, *, application_name: str, dbname: str | None = None) -> psycopg.Connection:
     """
     An autocommit session with everything pinned that a role or database could have set otherwise.
@@ -94,9 +102,7 @@ def connect(url: str, *, application_name: str, dbname: str | None = None) -> ps
     overrides = {"application_name": application_name, "client_encoding": "UTF8"}
     if dbname is not None:
         overrides["dbname"] = dbname
-    info = conninfo(url, **overrides)
-    if "dbname" not in conninfo_to_dict(info):
-        info = make_conninfo(info, dbname="postgres")
+    info = with_database(conninfo(url, **overrides))
     try:
         connection = psycopg.connect(info, autocommit=True)
     except psycopg.Error as error:

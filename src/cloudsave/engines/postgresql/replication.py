@@ -21,6 +21,7 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
+from cloudsave.engines.postgresql.connection import with_database
 from cloudsave.errors import (
     CaptureRunning,
     CloudsaveError,
@@ -139,7 +140,9 @@ class ReplicationConnection:
         """
         try:
             wanted = make_conninfo(
-                conninfo, replication="true" if replication else "false", client_encoding="UTF8"
+                conninfo if replication else with_database(conninfo),
+                replication="true" if replication else "false",
+                client_encoding="UTF8",
             )
         except psycopg.Error:
             # No text of libpq: it quotes what it could not parse, which may be a password.
