@@ -38,12 +38,16 @@ def first_missing(ledger: Ledger, holes: Sequence[LogHole], path: Sequence[Stret
     """
     The first byte along `path` after its oldest durable log that is neither durable nor recorded as lost;
     None where nothing of the path is durable.
+
+    The first file of a branch repeats its parent's log: where it is lost, so is that.
     """
     cursor = _oldest(ledger, path)
+    names = [branch for branch, _, _ in path]
     while cursor is not None:
         cover = ledger.cover(path, cursor, None)
+        holders = names[names.index(cover.branch) :]
         passed = [
-            hole.last for hole in holes if hole.branch == cover.branch and hole.first <= cover.end < hole.last
+            hole.last for hole in holes if hole.branch in holders and hole.first <= cover.end < hole.last
         ]
         if not passed:
             return Position(cover.branch, cover.end)

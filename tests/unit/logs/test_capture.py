@@ -296,6 +296,22 @@ def test_a_parents_lost_end_is_a_hole_up_to_the_first_file_of_the_child(world: W
     world.assert_complete("2", hole.last, world.server.end)
 
 
+def test_a_lost_end_of_the_parent_and_a_lost_first_file_of_the_child_are_passed(world: World) -> None:
+    world.run(world.durable)
+    frontier = world.archive.end("1")
+    world.write(LOG_FILE_BYTES * 3)
+    world.server.promote("2")
+    switch = world.server.points[0].end_offset
+    world.write(LOG_FILE_BYTES * 2)
+    world.server.removed_before = switch - switch % LOG_FILE_BYTES + LOG_FILE_BYTES
+    world.server.slot_offset = world.server.end
+    world.run(world.durable)
+    lost = {(hole.branch, hole.first) for hole in world.archive.stored_holes}
+    assert lost == {("1", frontier), ("2", switch - switch % LOG_FILE_BYTES)}
+    assert len(world.archive.stored_holes) == 2
+    world.assert_complete("2", world.server.removed_before, world.server.end)
+
+
 def test_a_switch_in_the_log_file_of_the_frontier_needs_nothing_of_the_parent(world: World) -> None:
     world.run(world.durable)
     world.write(500)

@@ -121,6 +121,14 @@ def test_a_recorded_hole_at_a_childs_begin_is_passed() -> None:
     assert step == Step("2", 58, None, resumed=True)
 
 
+def test_a_lost_first_file_of_a_child_takes_the_end_of_its_parent_along() -> None:
+    path = [("1", 0, 40), ("2", 40, 44), ("3", 44, None)]
+    ledger = Ledger(segments("1", [(0, 30)]))
+    lost = [LogHole("1", 30, 32, "gone"), LogHole("3", 32, 64, "gone")]
+    step = next_step(ledger, lost, path, fresh=99, log_file_bytes=FILE)
+    assert step == Step("3", 64, None, resumed=False)
+
+
 def test_a_server_must_reach_what_is_stored() -> None:
     step = Step("1", 50, None, resumed=True)
     check_server_reaches(step, Position("1", 50), replica=False)
