@@ -1,5 +1,6 @@
 """
-Which blocks changed since the parent backup, by the log that was captured: so that the others are not read.
+Which blocks changed since the parent backup, by the log that was captured, or else by the source's own
+summaries of its log: so that the others are not read.
 
 Why a block that no record of [parent's start, this start) names may be taken from the parent: replay of the
 parent begins at its start, so everything older was on the disk when it was read; everything that changed it
@@ -15,21 +16,21 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from cloudsave.engines.api import Dialect
-from cloudsave.errors import IntegrityError, ObjectMissing
+from cloudsave.errors import EngineError, IntegrityError, ObjectMissing
 from cloudsave.model.changes import ChangedBlocks
 from cloudsave.model.history import Ancestry
 from cloudsave.model.identity import SourceIdentity
 from cloudsave.model.item import Item
 from cloudsave.model.ledger import Extent, Ledger, Stretch, read_extents
 from cloudsave.model.log import LogIndex
-from cloudsave.model.manifest import Manifest
+from cloudsave.model.manifest import Manifest, Rung
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
 
@@ -67,22 +68,49 @@ class ChangeQuestion:
     start: Position
     lineage: Lineage
     dialect: Dialect
+    told: Callable[[Position, int], Iterable[npt.NDArray[np.void]]] | None = None
+    """See `BackupStart.changes_told`."""
 
 
-def changes_since(question: ChangeQuestion) -> ChangedBlocks:
+@dataclass(frozen=True, slots=True)
+class ChangesTold:
+    """What has changed, who tells it, and why nobody better."""
+
+    changed: ChangedBlocks
+    rung: Rung
+    reason: str
+
+
+def changes_since(question: ChangeQuestion) -> ChangesTold:
     """
     The blocks that the log of [parent's start, `start`) names; that log is durable as far as it ever will be.
+    Where it does not tell, the source itself is asked if it can.
 
     Raises: MapRefused; StoreError.
     """
-    lineage, parent = question.lineage, question.parent
+    parent = question.parent
     if question.identity.page_checksums and not parent.page_checksums:
         raise MapRefused("page checksums were switched on since the parent")
     try:
-        histories = lineage.histories()
-        ancestry = Ancestry({b: question.dialect.parse_history(raw) for b, raw in histories.items()})
-        path = ancestry.lineage_of(question.start.branch)
+        path = _path_to(question)
         _see_that_parent_is_before(parent, path, question.start)
+        try:
+            return ChangesTold(_by_log(question, path), Rung.LOG, "")
+        except MapRefused as refusal:
+            return ChangesTold(_by_source(question, path, str(refusal)), Rung.SUMMARIES, str(refusal))
+    except (IntegrityError, ObjectMissing) as error:
+        raise MapRefused(f"the stored log cannot be read: {error.message}") from error
+
+
+def _path_to(question: ChangeQuestion) -> tuple[Stretch, ...]:
+    histories = question.lineage.histories()
+    ancestry = Ancestry({b: question.dialect.parse_history(raw) for b, raw in histories.items()})
+    return ancestry.lineage_of(question.start.branch)
+
+
+def _by_log(question: ChangeQuestion, path: tuple[Stretch, ...]) -> ChangedBlocks:
+    lineage, parent = question.lineage, question.parent
+    try:
         cover = Ledger(lineage.logs()).cover(path, parent.start.offset, question.start.offset)
         if not cover.complete:
             raise MapRefused(
@@ -95,6 +123,22 @@ def changes_since(question: ChangeQuestion) -> ChangedBlocks:
     if changed.everything:
         raise MapRefused("the log has records that may have changed anything, such as a minimal wal_level")
     return changed
+
+
+def _by_source(question: ChangeQuestion, path: tuple[Stretch, ...], refusal: str) -> ChangedBlocks:
+    """What the source's own summaries tell. Raises: MapRefused, with `refusal` where they cannot be asked."""
+    first, (branch, branch_begin, _) = question.parent.start, path[-1]
+    if question.told is None or not first.branch == question.parent.stop.branch == branch:
+        raise MapRefused(refusal)
+    union = ChangedBlocks()
+    try:
+        for rows in question.told(first, branch_begin):
+            union.add(rows)
+    except EngineError as error:
+        raise MapRefused(f"{refusal}; {error.message}") from error
+    if union.everything:
+        raise MapRefused(f"{refusal}; the source's summaries name too much")
+    return union
 
 
 def _see_that_parent_is_before(parent: Manifest, path: tuple[Stretch, ...], start: Position) -> None:

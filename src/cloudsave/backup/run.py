@@ -11,7 +11,7 @@ before, there is no backup, and the next run adopts the packs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cloudsave.backup.changes import (
@@ -152,7 +152,7 @@ class _Run:
             notes.append(f"{adopted} packs of an unfinished backup were taken over")
         begun = source.begin()
         begun_at = clock.monotonic()
-        trust, reason = self._trust(begun)
+        trust, detection = self._trust(begun)
         if trust is not None:
             writer.trust(trust)
         stop = self._copy(source, begun)
@@ -163,7 +163,7 @@ class _Run:
         # By the source's clock, as the instants of its commits are: ours may differ from it.
         finished_us = begun.clock_us + round((clock.monotonic() - begun_at) * 1e6)
         facts = _Facts(
-            self._backup_id, begun.clock_us, finished_us, self._detection(trust, reason), tuple(notes)
+            self._backup_id, begun.clock_us, finished_us, self._detection(trust, detection), tuple(notes)
         )
         return writer.commit(_draft(plan, begun, stop, facts))
 
@@ -172,33 +172,35 @@ class _Run:
         offset = position.offset - position.offset % self._plan.identity.log_file_bytes
         return Position(position.branch, offset)
 
-    def _trust(self, begun: BackupStart) -> tuple[LogTrust | None, str]:
-        """What the log says of changes since the parent, or None and why it cannot be asked."""
+    def _trust(self, begun: BackupStart) -> tuple[LogTrust | None, ChangeDetection]:
+        """What is known of changes since the parent, and how; None where everything is to be compared."""
         parent, context = self._parent, self._context
         if parent is None:
-            return None, ""
+            return None, ChangeDetection(Rung.FULL)
         if begun.block_position is None:
-            return None, "the server sends all files as a whole"
+            return None, ChangeDetection(Rung.COMPARE, "the server sends all files as a whole")
         if self._alarm:
-            return None, "the log was found to be wrong about it"
+            reason = "the log was found to be wrong about it"
+            return None, ChangeDetection(Rung.COMPARE, reason, contradicted=True)
         context.progress.note("waiting for the log up to the begin of the backup")
         self._complete_log(parent, begun)
+        identity = self._plan.identity
         question = ChangeQuestion(
-            parent, self._plan.identity, begun.position, context.lineage, context.dialect
+            parent, identity, begun.position, context.lineage, context.dialect, begun.changes_told
         )
         try:
-            changed = changes_since(question)
+            told = changes_since(question)
         except MapRefused as refusal:
-            return None, str(refusal)
+            return None, ChangeDetection(Rung.COMPARE, str(refusal))
         trust = LogTrust(
-            changed,
+            told.changed,
             parent,
             begun.position,
             begun.block_position,
             rotation=self._writer.generation,
             prove_all=self._plan.request.prove_all,
         )
-        return trust, ""
+        return trust, ChangeDetection(told.rung, told.reason)
 
     def _complete_log(self, parent: Manifest, begun: BackupStart) -> None:
         """See to it that the log from the parent's start to this one is stored, as far as it will be."""
@@ -209,13 +211,12 @@ class _Run:
         # Capture stores in order: once it is here, whatever it can get of the log before is stored too.
         cover.wait_until_durable(self._log_begin(start), start, None)
 
-    def _detection(self, trust: LogTrust | None, reason: str) -> ChangeDetection:
-        if self._parent is None:
-            return ChangeDetection(Rung.FULL)
+    def _detection(self, trust: LogTrust | None, detection: ChangeDetection) -> ChangeDetection:
+        """With what came out of it, once all is read."""
         if trust is None:
-            return ChangeDetection(Rung.COMPARE, reason, contradicted=bool(self._alarm))
-        return ChangeDetection(
-            Rung.LOG,
+            return detection
+        return replace(
+            detection,
             whole_files=tuple(sorted(trust.deviations)[:DEVIATIONS_MAX]),
             bytes_unread=self._writer.bytes_unread,
             blocks_unlogged=trust.blocks_unlogged,

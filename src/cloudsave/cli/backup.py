@@ -115,10 +115,11 @@ def _show(context: CommandContext, manifest: Manifest) -> None:
 
 def detection_text(detection: ChangeDetection) -> str:
     """How the backup learned what had changed, in a sentence."""
-    if detection.rung is Rung.LOG:
+    if detection.rung in (Rung.LOG, Rung.SUMMARIES):
         unread = format_size(detection.bytes_unread)
         whole = len(detection.whole_files)
-        return f"told by the log; {unread} taken unread" + (f", {whole} files read whole" if whole else "")
+        who = "the log" if detection.rung is Rung.LOG else f"the server's summaries ({detection.reason})"
+        return f"told by {who}; {unread} taken unread" + (f", {whole} files read whole" if whole else "")
     if detection.rung is Rung.COMPARE:
         return f"everything was read and compared: {detection.reason}"
     return "everything was stored" if detection.rung is Rung.FULL else "not recorded"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from cloudsave.model.identity import SourceIdentity
 from cloudsave.model.item import CorruptPage, Item, LateFile
@@ -42,6 +45,11 @@ class BackupStart:
     cannot be left unread.
     """
     log_at_hand: LogAtHand | None = None
+    changes_told: Callable[[Position, int], Iterable[npt.NDArray[np.void]]] | None = None
+    """
+    Asks the source itself which blocks changed from an earlier position up to this one, on one branch that
+    began at an offset: parts of sorted changes (`model.changes`). Raises: EngineError. None: it cannot tell.
+    """
 
 
 @dataclass(frozen=True, slots=True)

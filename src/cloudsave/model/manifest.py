@@ -54,6 +54,8 @@ class Rung(StrEnum):
     """Everything was read, and each block compared with the parent's by its fingerprint."""
     LOG = "log"
     """Blocks that the captured log does not name were taken from the parent without being read."""
+    SUMMARIES = "summaries"
+    """The same by the source's own summaries of its log, since not all of that is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class ChangeDetection:
     reason: str = ""
     """Why not by a better way."""
     whole_files: tuple[str, ...] = ()
-    """With rung LOG, files that the log says may have changed as a whole: they were compared."""
+    """With rung LOG or SUMMARIES, files that the log says may have changed as a whole: they were compared."""
     bytes_unread: int = 0
     """Blocks taken from the parent without being read."""
     blocks_unlogged: int = 0

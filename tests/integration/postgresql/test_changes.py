@@ -370,3 +370,88 @@ def test_the_log_names_all_that_the_servers_own_summaries_name(
     assert not any(changed.unchanged(StorageKey((row[0], row[1], 4711), 0), 1)[0] for row in made)
     untouched = StorageKey((1663, 1, 4711), 0)
     assert changed.unchanged(untouched, 1)[0], "the comparison can fail"
+
+
+def gone_since(protected: Protected) -> None:
+    """The server removes all log but the newest, which nobody has captured."""
+    cluster = protected.cluster
+    cluster.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+    for _ in range(3):
+        cluster.psql("SELECT txid_current()")
+        cluster.switch_wal()
+        cluster.psql("CHECKPOINT")
+
+
+def summarizing(clusters: ClusterFactory, major: str, *, seed: int) -> tuple[Protected, Shaker]:
+    conf = {**CONF, "summarize_wal": "on", "min_wal_size": "32MB"}
+    cluster = clusters.create(major, conf=conf, tablespaces=TABLESPACES)
+    shaker = Shaker(cluster, seed)
+    shaker.prepare()
+    return Protected.begin(cluster), shaker
+
+
+@pytest.mark.postgresql_majors("17", "18")
+def test_where_nobody_captured_the_log_the_servers_summaries_tell(
+    clusters: ClusterFactory, postgresql_major: str
+) -> None:
+    protected, shaker = summarizing(clusters, postgresql_major, seed=5)
+    cluster = shaker.cluster
+    with protected.captured():
+        protected.back_up(mode="local")
+    for prove_all in (False, True):
+        shaker.everything()
+        gone_since(protected)
+        with protected.captured():
+            manifest = protected.back_up(mode="local", prove_all=prove_all)
+        assert manifest.detection.rung is Rung.SUMMARIES, manifest.detection
+        assert "is not stored" in manifest.detection.reason
+        assert not manifest.detection.contradicted
+        assert (manifest.detection.bytes_unread > 300 * PG_PAGE_BYTES) is not prove_all
+        assert stale_pages(protected, manifest, cluster) == [], shaker.done
+
+
+@pytest.mark.postgresql_majors("17", "18")
+def test_summaries_that_leave_something_out_are_not_believed(
+    clusters: ClusterFactory, postgresql_major: str
+) -> None:
+    protected, shaker = summarizing(clusters, postgresql_major, seed=6)
+    cluster = shaker.cluster
+    with protected.captured():
+        protected.back_up(mode="local")
+    shaker.shake(3)
+    gone_since(protected)
+    newest = cluster.psql("SELECT max(start_lsn) FROM pg_available_wal_summaries()")
+    summarized = f"SELECT summarized_lsn > '{newest}'::pg_lsn FROM pg_get_wal_summarizer_state()"
+    poll(lambda: cluster.psql(summarized) == "t", "the log is summarized")
+    files = sorted((cluster.data / "pg_wal" / "summaries").glob("*.summary"))
+    files[-2].unlink()
+    with protected.captured():
+        manifest = protected.back_up(mode="local")
+        assert manifest.detection.rung is Rung.COMPARE
+        assert "is not stored" in manifest.detection.reason
+        assert "has no summary" in manifest.detection.reason
+        assert stale_pages(protected, manifest, cluster) == []
+
+
+@pytest.mark.postgresql_majors("18")
+def test_summaries_that_may_be_from_before_a_promotion_are_not_believed(
+    clusters: ClusterFactory, postgresql_major: str
+) -> None:
+    protected, shaker = summarizing(clusters, postgresql_major, seed=7)
+    standby = shaker.cluster.make_standby(conf={"summarize_wal": "on", "min_wal_size": "32MB"})
+    with protected.captured():
+        protected.back_up(mode="local")
+    follow(standby, shaker.cluster)
+    shaker.cluster.stop()
+    standby.promote()
+    successor = protected.succeeded_by(standby)
+    reasons = []
+    for _ in range(3):
+        Shaker(standby, 8).shake(1)
+        gone_since(successor)
+        with successor.captured():
+            manifest = successor.back_up(mode="local")
+        assert stale_pages(successor, manifest, standby) == []
+        reasons.append((manifest.detection.rung, manifest.detection.reason))
+    assert reasons[0][0] is Rung.COMPARE, reasons
+    assert reasons[2][0] is Rung.SUMMARIES, reasons

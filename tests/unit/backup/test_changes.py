@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from cloudsave.backup.changes import (
     changes_since,
 )
 from cloudsave.engines.postgresql.dialect import PostgresDialect
+from cloudsave.errors import EngineError
 from cloudsave.model.changes import (
     CHANGE_BLOCK,
     CHANGE_TYPE,
@@ -29,7 +31,7 @@ from cloudsave.model.changes import (
 )
 from cloudsave.model.item import CorruptPage
 from cloudsave.model.log import LogIndex, LogSegment
-from cloudsave.model.manifest import Manifest
+from cloudsave.model.manifest import Manifest, Rung
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
 from cloudsave.store.memory import MemoryStore
@@ -134,7 +136,9 @@ def test_changes_of_all_log_since_the_parents_start_are_united() -> None:
         (SEGMENT, middle, noted(SEGMENT, (*TABLE, 3, CHANGE_BLOCK))),
         (middle, 3 * SEGMENT, noted(middle, (*TABLE, 5, CHANGE_BLOCK))),
     )
-    changed = changes_since(question(lineage))
+    told = changes_since(question(lineage))
+    assert (told.rung, told.reason) == (Rung.LOG, "")
+    changed = told.changed
     assert changed.unchanged(StorageKey(TABLE, 0), 7).tolist() == [True] * 3 + [False, True, False, True]
 
 
@@ -169,3 +173,45 @@ def test_log_that_was_not_noted_or_has_a_record_that_nobody_saw_is_read_itself(
     lineage = logged((SEGMENT, middle, noted(SEGMENT)), (middle, 3 * SEGMENT, changes))
     with pytest.raises(MapRefused, match="cannot be read"):
         changes_since(question(lineage))
+
+
+# ---- the source's own summaries
+
+
+def told_by_source(*changes: Change, error: str = "") -> Callable[[Position, int], Iterator[np.ndarray]]:
+    def tell(first: Position, branch_begin: int) -> Iterator[np.ndarray]:
+        assert (first, branch_begin) == (PARENT.start, 0)
+        if error:
+            raise EngineError(error)
+        yield sorted_changes(np.array(list(changes), CHANGE_TYPE))
+
+    return tell
+
+
+def test_where_log_is_missing_the_source_is_asked() -> None:
+    asked = replace(question(logged()), told=told_by_source((*TABLE, 3, CHANGE_BLOCK)))
+    told = changes_since(asked)
+    assert told.rung is Rung.SUMMARIES
+    assert "is not stored" in told.reason
+    assert told.changed.unchanged(StorageKey(TABLE, 0), 5).tolist() == [True] * 3 + [False, True]
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (told_by_source(error="it has no summary"), "is not stored; it has no summary"),
+        (told_by_source(EVERYTHING), "is not stored; the source's summaries name too much"),
+        (None, "is not stored$"),
+    ],
+)
+def test_a_source_that_does_not_know_either_is_no_help(
+    told: Callable[[Position, int], Iterator[np.ndarray]] | None, why: str
+) -> None:
+    with pytest.raises(MapRefused, match=why):
+        changes_since(replace(question(logged()), told=told))
+
+
+def test_a_source_is_not_asked_about_pages_that_are_not_in_its_past() -> None:
+    start = replace(START, branch="00000002")
+    with pytest.raises(MapRefused, match="off the history"):
+        changes_since(replace(question(logged(), start=start), told=told_by_source()))

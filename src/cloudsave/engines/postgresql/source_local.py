@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.postgresql.backup_session import (
     BackupSession,
@@ -27,6 +30,7 @@ from cloudsave.engines.postgresql.format_control import ControlFile, parse_contr
 from cloudsave.engines.postgresql.format_page import page_lsns
 from cloudsave.engines.postgresql.format_wal import segment_name
 from cloudsave.engines.postgresql.page_check import PageCheck
+from cloudsave.engines.postgresql.summaries import changes_by_summaries, summarizes
 from cloudsave.errors import EngineError, IntegrityError
 from cloudsave.model.engine_facts import BackupStart, BackupStop, LogAtHand
 from cloudsave.model.identity import Role, SourceIdentity
@@ -100,6 +104,7 @@ class LocalBackupSource:
             notes=found.notes,
             block_position=lambda page: int(page_lsns(page)[0]),
             log_at_hand=LogAtHand(self._identity, self._read_log),
+            changes_told=self._changes_since if self._can_tell_changes() else None,
         )
 
     def pieces(self) -> Iterator[Piece]:
@@ -166,6 +171,17 @@ class LocalBackupSource:
     def abort(self) -> None:
         """See `BackupSource.abort`: the end of the session ends backup mode."""
         self._session.close()
+
+    def _can_tell_changes(self) -> bool:
+        """A replica's own summaries are not asked: it may have summarised what it never replays."""
+        return self._identity.role == Role.PRIMARY and summarizes(self._session)
+
+    def _changes_since(self, first: Position, branch_begin: int) -> Iterator[npt.NDArray[np.void]]:
+        """See `BackupStart.changes_told`."""
+        assert self._start is not None
+        return changes_by_summaries(
+            self._session, first, self._start, branch_begin=branch_begin, clock=self._clock
+        )
 
     def _read_log(self, begin: Position, end: int) -> bytes:
         """See `LogAtHand`."""
