@@ -154,7 +154,7 @@ def test_the_comparison_can_fail(directory: Path, lineage: Lineage) -> None:
     pack.write_bytes(content)
     reader = BackupReader(lineage, lineage.manifest(SECOND))
     with pytest.raises(IntegrityError):
-        reader.read_all(lambda file, offset, data: None, workers=1)
+        reader.read_all(lambda file, offset, data: None, workers=lambda: 1)
 
 
 def test_the_stand_alone_program_restores_it(

@@ -158,7 +158,7 @@ def _request(parts: _Parts, plan: RecoveryPlan, given: dict[str, Any], history: 
         directory=given["into"],
         tablespaces=_pairs("--tablespace", given["tablespace"]),
         owner=given["owner"],
-        workers=parts.context.config.workers,
+        workers_now=parts.limits.workers,
         recovery_digest=recovery_digest(plan),
         replay=ReplayStop(plan.backup.backup_id, plan.stop.recovery_end, plan.stop.inclusive, plan.branch),
         delta=delta_options(inspector, history) if inspector else None,

@@ -79,7 +79,7 @@ class StoredFiles(Protocol):
         self,
         write: Callable[[int, int, memoryview], None],
         *,
-        workers: int,
+        workers: Callable[[], int],
         skip_packs: Collection[str],
         stale: StaleBlocks | None,
         pack_done: Callable[[str], None],
@@ -87,7 +87,9 @@ class StoredFiles(Protocol):
     ) -> None:
         """Hand out all stored stretches but those of `skip_packs`, from several threads; see BackupReader."""
 
-    def compare(self, present: PresentFiles, *, workers: int, advance: Callable[[int], None]) -> StaleBlocks:
+    def compare(
+        self, present: PresentFiles, *, workers: Callable[[], int], advance: Callable[[int], None]
+    ) -> StaleBlocks:
         """Find what of the files that are there must be written."""
 
     def read_file(self, file_index: int) -> bytes:
@@ -105,12 +107,19 @@ class RestoreRequest:
     or `postgres` where that is root."""
     workers: int = 0
     """Threads that compute; 0: as many as processors."""
+    workers_now: Callable[[], int] | None = None
+    """How many may compute at the moment, asked again and again; None: `workers`."""
     recovery_digest: str = ""
     """Of the recovery that will follow; a directory whose files are complete is used for no other."""
     replay: ReplayStop | None = None
     """What that recovery is, so that it can be planned again."""
     delta: DeltaOptions | None = None
     """Re-use what is right in a data directory that is there; None: the directory must be vacant."""
+
+    def threads(self) -> int:
+        """How many may be at work now, with those that wait."""
+        computing = self.workers_now() if self.workers_now else self.workers
+        return min(WORKERS_MAX, (computing or os.cpu_count() or 1) + WAITING_WORKERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +171,13 @@ def restore_files(
     with Journal(layout.directory) as journal:
         head = journal.head()
         if start.delta is not None or head is None or not head.recovery_digest:
-            workers = min(WORKERS_MAX, (request.workers or os.cpu_count() or 1) + WAITING_WORKERS)
             with _full_disk_explained(layout):
                 if start.delta is None:
                     done = journal.begin(digest, manifest.backup_id, manifest.lineage)
-                    run.execute(workers, done, journal.pack_done)
+                    run.execute(request.threads, done, journal.pack_done)
                 else:
                     cleared = _begin_delta(journal, digest, manifest, layout, start.delta)
-                    run.execute_over(workers)
+                    run.execute_over(request.threads)
             replay = request.replay or ReplayStop(manifest.backup_id)
             journal.files_complete(digest, request.recovery_digest or NO_RECOVERY, replay)
     has_config = any(entry.outside for entry in manifest.files)
@@ -409,14 +417,16 @@ class _FileRestore:
         self.bytes_written = 0
         self.bytes_kept = 0
 
-    def execute(self, workers: int, done: frozenset[str], pack_done: Callable[[str], None]) -> None:
+    def execute(
+        self, workers: Callable[[], int], done: frozenset[str], pack_done: Callable[[str], None]
+    ) -> None:
         """Make everything, fill it, and put the control files last."""
         self._make_directories()
         for index, entry in self._plain_files():
             self._make_file(self._paths[index], entry)
         self._fill(workers, skip_packs=done, pack_done=pack_done)
 
-    def execute_over(self, workers: int) -> None:
+    def execute_over(self, workers: Callable[[], int]) -> None:
         """The same where files are there already: what is right in them stays."""
         self._make_directories()
         present: dict[int, int] = {}
@@ -432,7 +442,7 @@ class _FileRestore:
 
     def _fill(
         self,
-        workers: int,
+        workers: Callable[[], int],
         *,
         skip_packs: Collection[str] = (),
         stale: StaleBlocks | None = None,

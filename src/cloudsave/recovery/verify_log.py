@@ -62,16 +62,19 @@ class _Reading:
         self._read = lru_cache(maxsize=_HELD_SEGMENTS)(lineage.read_log)
 
     def follow(self, branch: str, begin: int, end: int, progress: Progress) -> str:
-        """What is wrong with the records of a range; "" where each follows the one before it."""
-        first_record = self._first_record(branch, begin)
-        if first_record is None:
+        """
+        What is wrong with the records of a range, from the first log file on that begins in it; "" where each
+        follows the one before it.
+        """
+        begin = -(-begin // self._log_file_bytes) * self._log_file_bytes
+        if begin >= end:
             return ""
         indexer = self._dialect.indexer(
-            Position(branch, first_record),
+            Position(branch, begin),
             log_file_bytes=self._log_file_bytes,
             system_identifier=self._lineage.id.partition("-")[2],
         )
-        for extent in self._ledger.cover([(branch, 0, None)], first_record, end).extents:
+        for extent in self._ledger.cover([(branch, 0, None)], begin, end).extents:
             try:
                 indexer.feed(read_extents(self._lineage.read_log, [extent]))
                 indexer.take()
@@ -81,14 +84,6 @@ class _Reading:
                 )
             progress.advance(extent.last - extent.first)
         return ""
-
-    def _first_record(self, branch: str, begin: int) -> int | None:
-        """Where the records of a range can be followed from: the begin of a log file, or its first record."""
-        if begin % self._log_file_bytes == 0:
-            return begin
-        cover = self._ledger.cover([(branch, 0, None)], begin, None)
-        found = (self._lineage.log_index(extent.segment).record_first for extent in cover.extents)
-        return next((one for one in found if one is not None and one >= begin), None)
 
     def compare(self, segments: Sequence[LogSegment]) -> str:
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
 from collections import deque
@@ -18,16 +17,23 @@ R = TypeVar("R")
 
 
 def run_all(
-    tasks: Iterator[T], work: Callable[[T], None], *, workers: int, waiting_max: int | None = None
+    tasks: Iterator[T],
+    work: Callable[[T], None],
+    *,
+    workers: Callable[[], int],
+    waiting_max: int | None = None,
 ) -> None:
     """
-    Do `work` for each task, in `workers` threads, in about the order of the tasks. `waiting_max`: tasks that
-    are taken from `tasks` ahead of the threads; None: TASKS_PER_WORKER for each.
+    Do `work` for each task, in `workers()` threads, in about the order of the tasks. `waiting_max`: tasks
+    that are taken from `tasks` ahead of the threads; None: TASKS_PER_WORKER for each.
+
+    `workers` is asked between tasks: threads that are too many rest until all tasks are handed out, and more
+    are started.
 
     Raises: the first error of a thread or of `tasks`; what is under way is finished then, the rest is not
     begun.
     """
-    _Run(work).execute(tasks, workers, waiting_max or TASKS_PER_WORKER * workers)
+    _Run(work, workers).execute(tasks, waiting_max or TASKS_PER_WORKER * workers())
 
 
 def map_ahead(work: Callable[[T], R], items: Iterable[T], *, in_flight: int) -> Iterator[R]:
@@ -50,26 +56,37 @@ def map_ahead(work: Callable[[T], R], items: Iterable[T], *, in_flight: int) -> 
 
 
 class _Run(Generic[T]):
-    def __init__(self, work: Callable[[T], None]) -> None:
+    def __init__(self, work: Callable[[T], None], workers: Callable[[], int]) -> None:
         self._work = work
+        self._workers = workers
+        self._threads: list[threading.Thread] = []
+        self._handed_out = threading.Event()
         self._error: BaseException | None = None
 
-    def execute(self, tasks: Iterator[T], workers: int, waiting_max: int) -> None:
+    def execute(self, tasks: Iterator[T], waiting_max: int) -> None:
         waiting: queue.Queue[T | None] = queue.Queue(waiting_max)
-        threads = [threading.Thread(target=self._serve, args=(waiting,), daemon=True) for _ in range(workers)]
-        for thread in threads:
-            thread.start()
         try:
-            for task in itertools.chain(tasks, itertools.repeat(None, workers)):
+            for task in tasks:
+                self._start_workers(waiting)
                 self._submit(waiting, task)
+            self._handed_out.set()
+            for _ in self._threads:
+                self._submit(waiting, None)
         except BaseException as error:
             self._error = self._error or error
             raise
         finally:
-            for thread in threads:
+            self._handed_out.set()
+            for thread in self._threads:
                 thread.join()
         if self._error is not None:
             raise self._error
+
+    def _start_workers(self, waiting: queue.Queue[T | None]) -> None:
+        for number in range(len(self._threads), self._workers()):
+            thread = threading.Thread(target=self._serve, args=(number, waiting), daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def _submit(self, waiting: queue.Queue[T | None], task: T | None) -> None:
         while True:
@@ -81,9 +98,11 @@ class _Run(Generic[T]):
                 continue
             return
 
-    def _serve(self, waiting: queue.Queue[T | None]) -> None:
+    def _serve(self, number: int, waiting: queue.Queue[T | None]) -> None:
         try:
             while self._error is None:
+                if number >= self._workers() and not self._handed_out.wait(POLL_SECONDS):
+                    continue
                 try:
                     task = waiting.get(timeout=POLL_SECONDS)
                 except queue.Empty:

@@ -117,7 +117,7 @@ class BackupReader:
         self,
         write: Write,
         *,
-        workers: int,
+        workers: Callable[[], int],
         skip_packs: Collection[str] = (),
         stale: StaleBlocks | None = None,
         pack_done: Callable[[str], None] = _ignore_pack,
@@ -152,7 +152,11 @@ class BackupReader:
                 raise
 
     def compare(
-        self, present: PresentFiles, *, workers: int, advance: Callable[[int], None] = _ignore_count
+        self,
+        present: PresentFiles,
+        *,
+        workers: Callable[[], int],
+        advance: Callable[[int], None] = _ignore_count,
     ) -> StaleBlocks:
         """
         Find the blocks of `present` that are not this backup's, for `read_all` to hand out; those that are to
@@ -164,7 +168,7 @@ class BackupReader:
         distant = self._lineage.store.capabilities.distant
         share = WRONG_SHARE_DISTANT if distant else WRONG_SHARE_NEAR
         comparison = Comparison(present, stale, key, wrong_share_max=share, advance=advance)
-        run_all(self._regions(present), comparison.compare, workers=workers + READERS_MORE)
+        run_all(self._regions(present), comparison.compare, workers=lambda: workers() + READERS_MORE)
         return stale
 
     def _regions(self, present: PresentFiles) -> Iterator[Region]:

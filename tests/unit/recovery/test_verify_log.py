@@ -90,6 +90,12 @@ def test_log_of_another_server_in_the_place_of_the_first_ones_is_found(
     assert "differ" in fact
 
 
-def test_a_range_that_begins_within_a_record_is_followed_from_its_first_whole_one(lineage: Lineage) -> None:
-    store(lineage, LOG, SECOND + 100, SECOND + SEGMENT_BYTES)
-    assert trouble(lineage) == []
+@pytest.mark.parametrize("begin", [SECOND - 8192, SECOND + 8192])
+def test_a_range_that_begins_within_a_log_file_is_followed_from_the_next_one_on(
+    lineage: Lineage, begin: int
+) -> None:
+    """Behind the begin of the other server's log the first one's goes on."""
+    third = SECOND + SEGMENT_BYTES
+    store(lineage, other_log(), begin, third)
+    store(lineage, LOG, third, LOG.end)
+    assert len(trouble(lineage)) == (begin < SECOND)

@@ -178,7 +178,7 @@ def read_backup(lineage: Lineage, manifest: Manifest) -> dict[str, bytes]:
     def write(file_index: int, offset: int, data: memoryview) -> None:
         contents[file_index][offset : offset + len(data)] = data
 
-    reader.read_all(write, workers=2)
+    reader.read_all(write, workers=lambda: 2)
     found = {}
     for index, entry in enumerate(manifest.files):
         if entry.kind == ItemKind.FILE:

@@ -51,14 +51,14 @@ def made_right(
 ) -> tuple[FilesInMemory, list[tuple[int, int]]]:
     """Files after a comparison and the writes that it asked for; and where these writes went."""
     reader, files = BackupReader(lineage, manifest), FilesInMemory(manifest, there)
-    stale = reader.compare(files, workers=2)
+    stale = reader.compare(files, workers=lambda: 2)
     written: list[tuple[int, int]] = []
 
     def write(file_index: int, offset: int, data: memoryview) -> None:
         written.append((file_index, offset))
         files.write(file_index, offset, data)
 
-    reader.read_all(write, workers=2, stale=stale)
+    reader.read_all(write, workers=lambda: 2, stale=stale)
     return files, written
 
 

@@ -56,12 +56,44 @@ def test_the_first_error_ends_it(workers: int) -> None:
         done.append(number)
 
     with pytest.raises(Broken):
-        run_all(iter(range(10_000)), work, workers=workers)
+        run_all(iter(range(10_000)), work, workers=lambda: workers)
     assert len(done) < 1000
     with pytest.raises(ZeroDivisionError):
-        run_all((1 // number for number in (1, 0)), work, workers=workers)
+        run_all((1 // number for number in (1, 0)), work, workers=lambda: workers)
     with pytest.raises(ZeroDivisionError):
         list(map_ahead(lambda number: 1 // number, [1, 0, 1], in_flight=2))
+
+
+@pytest.mark.parametrize("raised", [True, False])
+def test_more_threads_are_started_when_more_may_work(raised: bool) -> None:
+    allowed, meeting = [1], threading.Barrier(3)
+
+    def work(number: int) -> None:
+        if number == 5 and raised:
+            allowed[0] = 3
+        if 20 <= number < 23:
+            meeting.wait(MEETING_SECONDS)
+
+    if raised:
+        run_all(iter(range(60)), work, workers=lambda: allowed[0])
+        return
+    with pytest.raises(threading.BrokenBarrierError):
+        run_all(iter(range(60)), work, workers=lambda: allowed[0])
+
+
+def test_threads_rest_when_fewer_may_work() -> None:
+    allowed, doing = [3], {}
+
+    def work(number: int) -> None:
+        doing[number] = threading.get_ident()
+        if number == 30:
+            allowed[0] = 1
+
+    run_all(iter(range(400)), work, workers=lambda: allowed[0])
+    assert len(doing) == 400
+    # Each that became too many may have been waiting for one task more; at the end all lend a hand.
+    by = [doing[number] for number in range(40, 380)]
+    assert len(by) - max(by.count(thread) for thread in set(by)) <= 2
 
 
 class DistantStore(MemoryStore):
@@ -97,7 +129,7 @@ def test_many_requests_are_under_way_from_far_and_no_one_is_for_a_header(
     def write(file_index: int, offset: int, data: memoryview) -> None:
         contents[file_index][offset : offset + len(data)] = data
 
-    BackupReader(lineage, manifest).read_all(write, workers=1)
+    BackupReader(lineage, manifest).read_all(write, workers=lambda: 1)
     assert len(manifest.packs) >= 8
     assert len(store.ranges) == len(manifest.packs)
     found = {entry.path: bytes(content) for entry, content in zip(manifest.files, contents, strict=True)}
@@ -107,4 +139,4 @@ def test_many_requests_are_under_way_from_far_and_no_one_is_for_a_header(
     lonely = DistantStore(meeting=8)
     lonely.objects.update(store.objects)
     with pytest.raises(threading.BrokenBarrierError):
-        BackupReader(lineage_on(lonely), manifest).read_all(write, workers=1)
+        BackupReader(lineage_on(lonely), manifest).read_all(write, workers=lambda: 1)

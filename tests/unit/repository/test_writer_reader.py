@@ -386,10 +386,12 @@ def test_packs_already_restored_are_skipped() -> None:
     manifest = write_backup(lineage, "20260101T000000Z-0001", database(), options=SMALL_PACKS)
     done: list[str] = []
     reader = BackupReader(lineage, manifest)
-    reader.read_all(lambda file, offset, data: None, workers=2, pack_done=done.append)
+    reader.read_all(lambda file, offset, data: None, workers=lambda: 2, pack_done=done.append)
     assert sorted(done) == list(manifest.packs)
     counted: list[int] = []
-    reader.read_all(lambda file, offset, data: None, workers=2, skip_packs=done[1:], advance=counted.append)
+    reader.read_all(
+        lambda file, offset, data: None, workers=lambda: 2, skip_packs=done[1:], advance=counted.append
+    )
     assert 0 < sum(counted) < sum(map(len, database().values()))
 
 
@@ -401,7 +403,7 @@ def test_an_error_while_writing_ends_the_reading() -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        BackupReader(lineage, manifest).read_all(full, workers=2)
+        BackupReader(lineage, manifest).read_all(full, workers=lambda: 2)
 
 
 file_contents = st.lists(
