@@ -26,7 +26,7 @@ CASES = {
 
 def median_ms(arguments: list[str]) -> float:
     """Median wall time of whole processes; the first, which fills caches, does not count."""
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": ""}
     times = []
     for _ in range(RUNS + 1):
         begin = time.perf_counter()

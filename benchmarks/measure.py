@@ -21,6 +21,11 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
+OURS_ENVIRONMENT = {"PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": ""}
+"""
+For our own processes: bytecode is kept, as an installation has it, whatever the caller's environment says.
+Without it each start compiles all modules anew.
+"""
 QUIET_SECONDS_MAX = 20
 """Limit: so long is waited for others to be quiet before a run."""
 QUIET_SHARE = 0.2

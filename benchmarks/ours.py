@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.dataset import Server
-from benchmarks.measure import SOURCE, Cost, run, tree_bytes
+from benchmarks.measure import OURS_ENVIRONMENT, SOURCE, Cost, run, tree_bytes
 
 CAPTURE_SECONDS_MAX = 60.0
 
@@ -34,7 +34,7 @@ class Ours:
         config = str(self._work / "cloudsave.toml")
         return run(
             [sys.executable, "-m", "cloudsave", "--config", config, "--no-progress", *arguments],
-            env={"PYTHONPATH": str(SOURCE)},
+            env=OURS_ENVIRONMENT,
         )
 
     def version(self) -> str:
@@ -85,7 +85,7 @@ class Ours:
             "bench",
         ]
         shell = ["sh", "-c", '"$@" >"$0" 2>&1 & echo $!', str(self._work / "capture.log"), *command]
-        env = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        env = {**os.environ, **OURS_ENVIRONMENT}
         pid = int(subprocess.run(shell, check=True, capture_output=True, env=env).stdout)
         try:
             self._wait_for_capture()

@@ -1,28 +1,35 @@
 """
 From the configuration to working parts: the only place that builds stores with their wrappers, and
 repositories.
+
+What is large is imported when it is built, so that the key can be derived meanwhile.
 """
 
 from __future__ import annotations
 
-from cloudsave.backup.run import LogCover
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from cloudsave.clock import Clock
 from cloudsave.config.credentials import FoundSecrets
 from cloudsave.config.model import Config, SourceConfig
-from cloudsave.engines.api import BackupSource, Engine
-from cloudsave.engines.paced import PacedSource
 from cloudsave.engines.registry import open_engine
 from cloudsave.errors import ConfigurationError, ForeignSystem, IntegrityError, UnknownSource, UsageError
-from cloudsave.logs.background import BackupLogCover
-from cloudsave.model.engine_facts import SlotState
-from cloudsave.model.identity import SourceIdentity
+from cloudsave.repository.head import unlock
 from cloudsave.repository.keys import Secret
-from cloudsave.repository.lineage import Lineage
-from cloudsave.repository.repository import Repository
+from cloudsave.repository.parallel import begin
 from cloudsave.store.api import ObjectStore
 from cloudsave.store.open import open_store
 from cloudsave.store.retrying import Retrying, RetryLimits
 from cloudsave.store.throttled import Throttled, TokenBucket
+
+if TYPE_CHECKING:
+    from cloudsave.backup.run import LogCover
+    from cloudsave.engines.api import BackupSource, Engine, LogSource
+    from cloudsave.model.engine_facts import SlotState
+    from cloudsave.model.identity import SourceIdentity
+    from cloudsave.repository.lineage import Lineage
+    from cloudsave.repository.repository import Repository
 
 LIMITS = ("rate_limit_bytes_per_second", "read_limit_bytes_per_second", "workers")
 """Options that running commands follow when a configuration file changes (decision 0014)."""
@@ -72,8 +79,26 @@ def open_repository(
     config: Config, secrets: FoundSecrets, *, clock: Clock, limits: Limits | None = None
 ) -> Repository:
     """The configured repository. Raises: ConfigurationError, NoRepository, WrongKey, StoreError."""
+    return begin_opening(config, secrets, clock=clock, limits=limits)()
+
+
+def begin_opening(
+    config: Config, secrets: FoundSecrets, *, clock: Clock, limits: Limits | None = None
+) -> Callable[[], Repository]:
+    """
+    Begin to open the configured repository, beside what the caller does next; what is returned waits for it,
+    and raises as `open_repository` does. Raises: ConfigurationError.
+    """
+    store = build_store(config, clock=clock, limits=limits)
     secret = Secret(passphrase=secrets.passphrase, recovery_key=secrets.recovery_key)
-    return Repository.open(build_store(config, clock=clock, limits=limits), secret=secret, clock=clock)
+    unlocked = begin(lambda: unlock(store, secret), "unlock")
+
+    def opened() -> Repository:
+        from cloudsave.repository.repository import Repository
+
+        return Repository.unlocked(store, unlocked(), clock=clock)
+
+    return opened
 
 
 def engine(source: SourceConfig) -> Engine:
@@ -88,6 +113,8 @@ def backup_engine(source: SourceConfig) -> Engine:
 
 def backup_source(opened: Engine, source: SourceConfig, limits: Limits, *, mode: str | None) -> BackupSource:
     """A base backup of a source by `mode`, or the source's own, no faster than `limits` allow."""
+    from cloudsave.engines.paced import PacedSource
+
     found = opened.backup_source(
         mode=mode or source.mode, fast=source.checkpoint == "fast", label=f"cloudsave {source.name}"
     )
@@ -170,6 +197,9 @@ def log_cover(source: SourceConfig, lineage: Lineage, *, clock: Clock) -> LogCov
     at its own last restart point, before which its primary may have removed the log.
     Raises: ForeignSystem where log and base backups are configured to come from two clusters.
     """
+    from cloudsave.logs.background import BackupLogCover
+    from cloudsave.model.engine_facts import SlotState
+
     opened = engine(source)
     if source.backup_url and (found := opened.identify().lineage) != lineage.id:
         raise ForeignSystem(
@@ -178,16 +208,12 @@ def log_cover(source: SourceConfig, lineage: Lineage, *, clock: Clock) -> LogCov
             hints=["is one of them of another cluster, or was one created anew?"],
         )
 
-    def running() -> bool:
-        return opened.slot_state(source.slot) is SlotState.ACTIVE
+    def own_source(slot: SlotState) -> LogSource:
+        if slot is not SlotState.ABSENT:
+            return opened.log_source(slot=source.slot, temporary=False)
+        name = f"{source.slot}_{clock.random_bytes(3).hex()}"[-63:]
+        return backup_engine(source).log_source(slot=name, temporary=True)
 
-    permanent = opened.slot_state(source.slot) is not SlotState.ABSENT
-    own_slot = source.slot if permanent else f"{source.slot}_{clock.random_bytes(3).hex()}"[-63:]
-    reader = opened if permanent else backup_engine(source)
     return BackupLogCover(
-        running,
-        lambda: reader.log_source(slot=own_slot, temporary=not permanent),
-        lineage,
-        opened.dialect,
-        clock=clock,
+        lambda: opened.slot_state(source.slot), own_source, lineage, opened.dialect, clock=clock
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cloudsave.errors import IntegrityError
-from cloudsave.repository.repository import read_head
+from cloudsave.repository.head import read_head
 from cloudsave.store.memory import MemoryStore
 from tests.faults.product import Product
 from tests.faults.protected import Protected, protected

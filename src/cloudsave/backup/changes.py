@@ -237,10 +237,9 @@ class LogTrust:
         """See `Trust.proved`."""
         if self._prove_all:
             return np.ones(blocks, bool)
-        stretches = np.arange(blocks) // PROVED_STRETCH_BLOCKS
         begin = zlib.crc32(item.path.encode("utf-8", "surrogateescape")) + self._rotation
-        turn: npt.NDArray[np.bool_] = (stretches + begin) % PROVED_SHARE == 0
-        return turn
+        stretches = np.arange(begin, begin - (-blocks // PROVED_STRETCH_BLOCKS))
+        return np.repeat(stretches % PROVED_SHARE == 0, PROVED_STRETCH_BLOCKS)[:blocks]
 
     def differs(self, item: Item, block: int, found: bytes, stored: Callable[[], bytes]) -> None:
         """See `Trust.differs`. Raises: MapContradicted."""

@@ -2,7 +2,8 @@
 Runs a base backup: engine on one side, repository on the other.
 
 Order, each step with its reason: 1. the log is being captured before the backup begins, so that nothing
-between is missed; 2. the engine begins; with a parent, the log since the parent's start tells which blocks
+between is missed; 2. the engine begins, while the writer claims its generation and pins what may be reused:
+neither knows of the other; with a parent, the log since the parent's start tells which blocks
 need not be read; pieces flow into packs, the engine finishes; 3. the log up to the end of the backup is
 durable in the repository: without it the backup could not be restored; 4. the manifest is put. Killed
 before, there is no backup, and the next run adopts the packs.
@@ -30,6 +31,7 @@ from cloudsave.model.engine_facts import BackupStart, BackupStop, LogAtHand
 from cloudsave.model.manifest import BackupStatistics, ChangeDetection, Manifest, Rung
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.parallel import begin
 from cloudsave.repository.writer import BackupWriter, WriterOptions
 from cloudsave.telemetry import Progress
 from cloudsave.version import VERSION
@@ -147,11 +149,12 @@ class _Run:
         notes = [plan.reason, context.cover.begin()]
         if self._alarm:
             notes.append(self._alarm)
-        adopted = writer.open()
-        if adopted:
-            notes.append(f"{adopted} packs of an unfinished backup were taken over")
+        # The server makes its checkpoint while the repository is asked for what is stored.
+        opened = begin(writer.open, "backup-open")
         begun = source.begin()
         begun_at = clock.monotonic()
+        if adopted := opened():
+            notes.append(f"{adopted} packs of an unfinished backup were taken over")
         trust, detection = self._trust(begun)
         if trust is not None:
             writer.trust(trust)

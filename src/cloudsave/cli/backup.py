@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from cloudsave import assembly
-from cloudsave.backup.plan import BackupPlan, BackupRequest, plan_backup
-from cloudsave.backup.run import BackupContext, run_backup
-from cloudsave.cli.formats import format_duration, format_rate, format_size
 from cloudsave.cli.frame import Command, CommandContext, config_option, source_argument, with_context
 from cloudsave.cli.live_limits import followed
 from cloudsave.errors import ExitCode
-from cloudsave.model.manifest import ChangeDetection, Manifest, Rung
+from cloudsave.repository.parallel import begin
 
-CORRUPT_PAGES_SHOWN_MAX = 10
+if TYPE_CHECKING:
+    from cloudsave.backup.plan import BackupPlan
 
 
 @click.command("backup", cls=Command, exit_codes=(ExitCode.FINDINGS, ExitCode.INTEGRITY, ExitCode.BUSY))
@@ -43,10 +41,16 @@ def backup(
     """
     config, clock = context.config, context.clock
     source = context.source(name)
-    engine = assembly.backup_engine(source)
     limits = assembly.Limits(config, clock=clock)
-    repository = assembly.open_repository(config, context.secrets(), clock=clock, limits=limits)
-    identity = engine.identify()
+    # The key is derived while the rest is imported, and the server asked who it is.
+    opened = assembly.begin_opening(config, context.secrets(), clock=clock, limits=limits)
+    engine = assembly.backup_engine(source)
+    identified = begin(engine.identify, "identify")
+    from cloudsave.backup.plan import BackupRequest, plan_backup
+    from cloudsave.backup.run import BackupContext, run_backup
+    from cloudsave.cli.manifest_text import show_backup
+
+    repository, identity = opened(), identified()
     lineage = assembly.lineage_for(repository, identity, source=name, record=not dry_run)
     request = BackupRequest(
         source=name,
@@ -73,7 +77,7 @@ def backup(
     )
     with followed(limits, config.files, context.load_config, context.progress.note):
         manifest = run_backup(plan, backup_context)
-    _show(context, manifest)
+    show_backup(context, manifest)
     bad = manifest.corrupt_pages or manifest.detection.contradicted
     return ExitCode.FINDINGS if bad else ExitCode.DONE
 
@@ -88,48 +92,3 @@ def _show_plan(context: CommandContext, plan: BackupPlan) -> None:
     output.emit(
         {"kind": plan.kind, "parent": plan.parent, "reason": plan.reason, "request": plan.request}, human
     )
-
-
-def _show(context: CommandContext, manifest: Manifest) -> None:
-    output, counts = context.output, manifest.statistics
-
-    def human() -> None:
-        how = f"{manifest.kind}, {manifest.method}"
-        output.line(f"backup {manifest.backup_id} of {manifest.source} is complete ({how})")
-        rate = format_rate(counts.bytes_read / max(counts.seconds, 0.001))
-        read = f"{format_size(counts.bytes_read)} in {format_duration(counts.seconds)}, {rate}"
-        pages = f"{counts.blocks_stored} pages new, {counts.blocks_reused} reused, {counts.blocks_zero} empty"
-        stored = f"{format_size(counts.bytes_stored)}; {pages}"
-        output.pairs([("read", read), ("stored", stored), ("changes", detection_text(manifest.detection))])
-        for note in manifest.notes:
-            output.line(f"note: {note}")
-        for page in manifest.corrupt_pages[:CORRUPT_PAGES_SHOWN_MAX]:
-            output.line(f"DAMAGED IN THE SOURCE: page {page.block} of {page.path}: {page.reason}")
-        if manifest.corrupt_pages:
-            output.line(
-                f"{len(manifest.corrupt_pages)} damaged pages: older backups may hold good copies; keep them"
-            )
-
-    output.emit(manifest_facts(manifest), human)
-
-
-def detection_text(detection: ChangeDetection) -> str:
-    """How the backup learned what had changed, in a sentence."""
-    if detection.rung in (Rung.LOG, Rung.SUMMARIES):
-        unread = format_size(detection.bytes_unread)
-        whole = len(detection.whole_files)
-        who = "the log" if detection.rung is Rung.LOG else f"the server's summaries ({detection.reason})"
-        return f"told by {who}; {unread} taken unread" + (f", {whole} files read whole" if whole else "")
-    if detection.rung is Rung.COMPARE:
-        return f"everything was read and compared: {detection.reason}"
-    return "everything was stored" if detection.rung is Rung.FULL else "not recorded"
-
-
-def manifest_facts(manifest: Manifest) -> dict[str, object]:
-    """A manifest for JSON: all but the file table, of which the number is told."""
-    facts: dict[str, object] = {
-        field.name: getattr(manifest, field.name)
-        for field in dataclasses.fields(manifest)
-        if field.name not in ("files", "maps", "packs")
-    }
-    return facts | {"files": len(manifest.files), "packs": len(manifest.packs), "maps": len(manifest.maps)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from cloudsave import assembly
-from cloudsave.cli.backup import CORRUPT_PAGES_SHOWN_MAX, detection_text, manifest_facts
 from cloudsave.cli.formats import format_duration, format_size
 from cloudsave.cli.frame import Command, CommandContext, with_context
+from cloudsave.cli.manifest_text import CORRUPT_PAGES_SHOWN_MAX, detection_text, manifest_facts
 from cloudsave.cli.output import Column
 from cloudsave.engines.registry import dialect
 from cloudsave.errors import ExitCode, IntegrityError, UnknownBackup

@@ -11,6 +11,7 @@ import importlib
 import os
 import select
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
@@ -88,7 +89,24 @@ click.version_option(VERSION, prog_name=PROGRAM)(cli)
 def main() -> NoReturn:
     """The entry point of the console script."""
     gc.set_threshold(*GC_THRESHOLDS)
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    if status in (ExitCode.DONE, ExitCode.FINDINGS):
+        _leave_at_once(status)
+    sys.exit(status)
+
+
+def _leave_at_once(status: int) -> None:
+    """
+    End a command that has done its work without taking the interpreter apart, which takes as long as a small
+    backup. Returns where a thread is still at work, or what was said cannot be written: that needs the usual
+    end, as whatever failed or was interrupted does.
+    """
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        return
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def run(arguments: Sequence[str], *, clock: Clock = SYSTEM_CLOCK) -> int:

@@ -116,12 +116,10 @@ class _Reading:
     def read_all(self, source: BackupSource, readers: int) -> None:
         """Every piece, once."""
         waiting: deque[Future[int]] = deque()
-        path = ""
         with ThreadPoolExecutor(readers, thread_name_prefix="page-reader") as pool:
             try:
                 for piece in source.pieces():
-                    self.files += piece.item.path != path
-                    path = piece.item.path
+                    self.files += piece.offset == 0
                     waiting.append(pool.submit(self._read, piece))
                     if len(waiting) >= readers * PIECES_PER_READER:
                         self.bytes_read += waiting.popleft().result()

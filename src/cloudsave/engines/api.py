@@ -33,7 +33,7 @@ class BackupSource(Protocol):
         """Put the server into backup mode (or start the stream)."""
 
     def pieces(self) -> Iterator[Piece]:
-        """All pieces, those of a file in a row; other threads may read them while more are fetched."""
+        """All pieces, those of a file in order; other threads may read them while more are fetched."""
 
     def finish(self) -> BackupStop:
         """End the backup. Called when every piece has been read."""
@@ -67,7 +67,7 @@ class LogSource(Protocol):
 class LogIndexer(Protocol):
     """Reads consecutive log bytes and says what is in them."""
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """The next bytes. Raises: IntegrityError where they are not valid log."""
 
     def take(self) -> LogIndex:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cloudsave.engines.api import Dialect, Engine, RestoreTarget
-from cloudsave.engines.collation_api import CollationInspector
-from cloudsave.engines.directory_api import DirectoryInspector
-from cloudsave.engines.extract_api import Extractor
-from cloudsave.engines.search_api import LogSearch
 from cloudsave.errors import UnusableUrl
+
+if TYPE_CHECKING:
+    from cloudsave.engines.api import Dialect, Engine, RestoreTarget
+    from cloudsave.engines.collation_api import CollationInspector
+    from cloudsave.engines.directory_api import DirectoryInspector
+    from cloudsave.engines.extract_api import Extractor
+    from cloudsave.engines.search_api import LogSearch
 
 SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql"}
 """URL scheme to engine."""

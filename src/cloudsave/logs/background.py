@@ -17,7 +17,7 @@ from cloudsave.logs.ledger import lost_within
 from cloudsave.logs.status import CaptureOptions, CaptureState, CaptureStatus, Observer
 from cloudsave.logs.tail import store_tail
 from cloudsave.logs.writer import LogArchive
-from cloudsave.model.engine_facts import LogAtHand
+from cloudsave.model.engine_facts import LogAtHand, SlotState
 from cloudsave.model.ledger import Ledger
 from cloudsave.model.position import Position
 
@@ -240,20 +240,21 @@ class BackupLogCover:
     """
     Sees to the log of one base backup: relies on the capture that runs already, or runs one of its own.
 
-    `running` tells whether a capture runs for the source; `make_source` gives a log source with a temporary
-    slot, so that nothing is left on the server.
+    `slot_state` asks for the source's permanent slot: whoever is active there captures. `make_source` gives a
+    log source through that slot, or where it is absent through a temporary one, so that nothing is left on
+    the server.
     """
 
     def __init__(
         self,
-        running: Callable[[], bool],
-        make_source: Callable[[], LogSource],
+        slot_state: Callable[[], SlotState],
+        make_source: Callable[[SlotState], LogSource],
         lineage: LogArchive,
         dialect: Dialect,
         *,
         clock: Clock,
     ) -> None:
-        self._running = running
+        self._slot_state = slot_state
         self._make_source = make_source
         self._lineage = lineage
         self._dialect = dialect
@@ -262,9 +263,11 @@ class BackupLogCover:
 
     def begin(self) -> str:
         """Make sure that log from now on is captured; how, in a sentence."""
-        if self._running():
+        state = self._slot_state()
+        if state is SlotState.ACTIVE:
             return "the log is captured by the capture that runs already"
-        self._own = BackgroundCapture(self._make_source(), self._lineage, self._dialect, clock=self._clock)
+        source = self._make_source(state)
+        self._own = BackgroundCapture(source, self._lineage, self._dialect, clock=self._clock)
         self._own.start()
         return "the log was captured for the time of the backup only"
 

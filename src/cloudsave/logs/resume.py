@@ -5,6 +5,7 @@ sends again, the indexer in the midst of its record, the half-filled window.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cloudsave.engines.api import Dialect, LogIndexer
@@ -12,7 +13,7 @@ from cloudsave.errors import IntegrityError, LogConflict
 from cloudsave.logs.ledger import Step, file_begin
 from cloudsave.logs.writer import LogArchive, Window, WriterStart
 from cloudsave.model.identity import SourceIdentity
-from cloudsave.model.ledger import Ledger, read_extents
+from cloudsave.model.ledger import Ledger
 from cloudsave.model.position import Position
 
 OVERLAP_BYTES = 64 << 10
@@ -83,14 +84,19 @@ class Resumer:
         boundary = self._last_record(step, ledger, range_begin)
         # From before it: what follows it may be padding, the same on every server.
         compare_from = max(range_begin, (boundary - OVERLAP_BYTES) // _PAGE_BYTES * _PAGE_BYTES)
-        stored = self._stored(step, ledger, compare_from)
-        indexer = self._indexer(step.branch, boundary)
-        indexer.feed(stored[boundary - compare_from :])
+        at = compare_from if overlap else boundary
+        indexer, known = self._indexer(step.branch, boundary), []
+        for part in self._stored(step, ledger, at):
+            if at + len(part) > boundary:
+                indexer.feed(part[max(0, boundary - at) :])
+            if overlap:
+                known.append(part)
+            at += len(part)
         indexer.take()
         start = WriterStart(step.branch, step.frontier, indexer, self._window(step, ledger, range_begin))
         if not overlap:
             return Resume(step.frontier, Overlap(step.branch, step.frontier, b""), start)
-        return Resume(compare_from, Overlap(step.branch, compare_from, stored), start)
+        return Resume(compare_from, Overlap(step.branch, compare_from, b"".join(known)), start)
 
     def _indexer(self, branch: str, offset: int) -> LogIndexer:
         return self._dialect.indexer(
@@ -99,14 +105,20 @@ class Resumer:
             system_identifier=self._identity.system_identifier,
         )
 
-    def _stored(self, step: Step, ledger: Ledger, low: int) -> bytes:
+    def _stored(self, step: Step, ledger: Ledger, low: int) -> Iterator[memoryview]:
+        """The stored log of [low, frontier), one object after the other, without a copy of them all."""
+        if low == step.frontier:
+            return
         cover = ledger.cover([(step.branch, 0, None)], low, step.frontier)
         if not cover.complete:
             raise IntegrityError(
                 f"log of branch {step.branch} is not stored where it must be",
                 detail=f"Bytes from {cover.end:#x} are missing before {step.frontier:#x}.",
             )
-        return read_extents(self._archive.read_log, cover.extents)
+        for extent in cover.extents:
+            begin = extent.segment.first
+            log = memoryview(self._archive.read_log(extent.segment))
+            yield log[extent.first - begin : extent.last - begin]
 
     def _last_record(self, step: Step, ledger: Ledger, range_begin: int) -> int:
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -47,7 +47,7 @@ class Piece(Protocol):
     """
     A stretch of one file that can be read once, in whole or in parts, from any thread.
 
-    Pieces of one file do not overlap; together they are the file.
+    Pieces of one file ascend without a gap from its begin; the last one ends at the item's size (`is_last`).
     """
 
     @property
@@ -76,11 +76,17 @@ class Piece(Protocol):
         """Nothing more is read."""
 
 
+def is_last(piece: Piece) -> bool:
+    """Whether no other piece of its file follows."""
+    return piece.offset + piece.length >= piece.item.size_bytes
+
+
 class ContentPiece:
-    """A piece, and a whole file, whose bytes are at hand."""
+    """A piece, and a whole file, whose bytes are at hand: so many as there are, whatever `item` says."""
 
     def __init__(self, item: Item, content: bytes) -> None:
-        self.item = item
+        size_bytes = len(content)
+        self.item = item if item.size_bytes == size_bytes else replace(item, size_bytes=size_bytes)
         self.offset = 0
         self.length = len(content)
         self._content = memoryview(content)

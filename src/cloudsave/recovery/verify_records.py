@@ -18,10 +18,11 @@ from cloudsave.engines.api import Dialect
 from cloudsave.errors import IntegrityError, ObjectMissing
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.repository.container import Kind
+from cloudsave.repository.head import HEAD_FIELDS, REPOSITORY_OBJECT
 from cloudsave.repository.keys import describe_slot
 from cloudsave.repository.lineage import IDENTITY_FIELDS, Lineage
 from cloudsave.repository.plain import read_plain
-from cloudsave.repository.repository import HEAD_FIELDS, REPOSITORY_OBJECT, Repository
+from cloudsave.repository.repository import Repository
 from cloudsave.store.api import ObjectStore
 
 WORKERS = 4

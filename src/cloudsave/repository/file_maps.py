@@ -186,19 +186,20 @@ class MapWriter:
 
     def add_file(self, state: FileState, entry: FileEntry) -> None:
         """A file whose blocks all have their place."""
-        entry = replace(entry, size_bytes=state.size_bytes)
-        parent = state.parent_map
-        if state.size_bytes == 0:
-            self._entries.append(entry)
-        elif parent is not None and state.same_as_parent and parent.file_bytes == state.size_bytes:
+        size_bytes, parent = state.size_bytes, state.parent_map
+        if size_bytes == 0:
+            self._entries.append(replace(entry, size_bytes=0))
+        elif parent is not None and state.same_as_parent and parent.file_bytes == size_bytes:
             self._packs_of_map[parent.map_id] = parent.packs
             index = self._maps.setdefault(parent.map_id, len(self._maps))
-            self._entries.append(replace(entry, map_index=index, map_ordinal=parent.ordinal))
+            self._entries.append(
+                replace(entry, size_bytes=size_bytes, map_index=index, map_ordinal=parent.ordinal)
+            )
         else:
             segment = self._segment(state).encode()
             self._segments.append(segment)
             self._segments_bytes += len(segment)
-            self._waiting.append(entry)
+            self._waiting.append(replace(entry, size_bytes=size_bytes))
             if self._segments_bytes >= MAP_OBJECT_BYTES:
                 self.flush()
 

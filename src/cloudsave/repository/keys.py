@@ -12,6 +12,7 @@ Source: RFC 9106 (Argon2, second recommended option), age-encryption.org/v1.
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ ARGON2_ITERATIONS_MAX = 64
 ARGON2_LANES_MAX = 64
 PASSPHRASE_CHARS_MIN = 8
 _ASSOCIATED = b"cloudsave v1 key slot"
+_DERIVING = threading.Lock()
+"""OpenSSL's Argon2 (seen in 4.0) is for one thread at a time: of two one fails, or both wait for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,13 +222,15 @@ def _try_age(slot: dict[str, Any], recovery_key: str) -> bytes | None:
 
 
 def _argon2(passphrase: str, salt: bytes, parameters: dict[str, Any]) -> bytes:
-    return Argon2id(
+    derivation = Argon2id(
         salt=salt,
         length=KEY_BYTES,
         iterations=parameters["iterations"],
         lanes=parameters["lanes"],
         memory_cost=parameters["memory_kib"],
-    ).derive(passphrase.encode())
+    )
+    with _DERIVING:
+        return derivation.derive(passphrase.encode())
 
 
 def _encode_slot(slot: dict[str, Any], repository_key: bytes) -> bytes:

@@ -72,6 +72,12 @@ class Lineage:
         """Note whose lineage this is; only the first call leaves something."""
         if identity.lineage != self.id:
             raise ValueError("identity belongs to another lineage")
+        try:
+            self.store.get(self.root + "identity")
+        except ObjectMissing:
+            self._put_identity(identity, source)
+
+    def _put_identity(self, identity: SourceIdentity, source: str) -> None:
         record = {
             "engine": identity.engine,
             "system_identifier": identity.system_identifier,

@@ -1,4 +1,7 @@
-"""Bounded work in threads: tasks from a queue, and results made ahead; the first error ends it all."""
+"""
+Bounded work in threads: one thing beside another, tasks from a queue, and results made ahead; the first error
+ends it all.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,23 @@ TASKS_PER_WORKER = 2
 """Limit: tasks that wait for each thread."""
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def begin(work: Callable[[], R], name: str) -> Callable[[], R]:
+    """
+    Do `work` in a thread beside what the caller does next. What is returned waits for its end: it gives the
+    result, or raises what `work` raised; one that is never called keeps nobody from leaving.
+    """
+    future: Future[R] = Future()
+
+    def carry_out() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
+            future.set_exception(error)
+
+    threading.Thread(target=carry_out, name=name, daemon=True).start()
+    return future.result
 
 
 def run_all(

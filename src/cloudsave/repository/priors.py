@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from cloudsave.errors import CloudsaveError, IntegrityError
+from cloudsave.errors import CloudsaveError, IntegrityError, ObjectMissing
 from cloudsave.model.manifest import FileEntry, Manifest
 from cloudsave.repository.container import FOOTER_BYTES, FRAME_HEADER, FrameRef, Kind
 from cloudsave.repository.frames import read_frame
@@ -163,6 +164,12 @@ class Priors:
         self._entries = {entry.path: entry for entry in parent.files} if parent else {}
         self._maps: OrderedDict[int, MapObject] = OrderedDict()
         self._adopted: dict[str, _Adopted] = {}
+
+    def read_ahead(self) -> None:
+        """Read the maps that are asked for first. One that cannot be read shows itself when it is needed."""
+        for index in range(min(len(self._parent.maps) if self._parent else 0, MAPS_CACHED_MAX)):
+            with suppress(IntegrityError, ObjectMissing):
+                self._map(index)
 
     def find(self, path: str) -> Found:
         """

@@ -5,20 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cloudsave.clock import Clock
-from cloudsave.errors import (
-    FormatUnsupported,
-    IntegrityError,
-    NoRepository,
-    ObjectExists,
-    ObjectMissing,
-    RepositoryExists,
-    StoreUnfit,
-    WrongKey,
-)
+from cloudsave.errors import ObjectExists, RepositoryExists, StoreUnfit
 from cloudsave.repository.crypto import KEY_BYTES, LineageKeys
+from cloudsave.repository.head import FORMAT_VERSION, REPOSITORY_OBJECT, UnlockedKey, unlock
 from cloudsave.repository.keys import (
     KeySlot,
     RecoveryKey,
@@ -26,22 +17,16 @@ from cloudsave.repository.keys import (
     describe_slot,
     key_id,
     new_recovery_key,
-    open_slots,
     passphrase_slot,
     recipient_slot,
 )
 from cloudsave.repository.lineage import Lineage
-from cloudsave.repository.plain import read_plain, write_plain
+from cloudsave.repository.plain import write_plain
 from cloudsave.store.api import ObjectStore
 
-REPOSITORY_OBJECT = "cloudsave.json"
-FORMAT_VERSION = 1
-HEAD_FIELDS = ("format", "repository_id", "key_id", "features", "created_utc")
 _IN_LINEAGE = re.compile(
     r"lineages/([a-z]+-[^/]+)/(identity$|(generations|packs|maps|backups|logs|pins|proofs)/)"
 )
-KNOWN_FEATURES: frozenset[str] = frozenset()
-"""Feature bits that this release understands; a repository with another one is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +104,12 @@ class Repository:
         Open with a passphrase or recovery key. Raises: NoRepository, WrongKey, FormatUnsupported,
         IntegrityError.
         """
-        head = read_head(store)
-        if secret.passphrase is None and secret.recovery_key is None:
-            raise WrongKey(
-                "no passphrase or recovery key was given",
-                hints=["set CLOUDSAVE_PASSPHRASE_FILE, or repository.passphrase_file in the configuration"],
-            )
-        slots = [store.get(info.name) for info in store.list("keys/")]
-        key = open_slots(slots, head["key_id"], secret)
-        return Repository(store, head["repository_id"], key, clock=clock)
+        return Repository.unlocked(store, unlock(store, secret), clock=clock)
+
+    @staticmethod
+    def unlocked(store: ObjectStore, key: UnlockedKey, *, clock: Clock) -> Repository:
+        """The repository in `store`, whose key is at hand."""
+        return Repository(store, key.repository_id, key.key, clock=clock)
 
     def lineage_ids(self) -> list[str]:
         """Ids of all lineages of which anything is stored, sorted. One listing."""
@@ -155,42 +137,6 @@ class Repository:
 
     def _put_slot(self, slot: bytes) -> None:
         self.store.put(f"keys/{self._clock.random_bytes(8).hex()}", [slot])
-
-
-def read_head(store: ObjectStore) -> dict[str, Any]:
-    """The repository's plain head. Raises: NoRepository, IntegrityError, FormatUnsupported."""
-    try:
-        content = store.get(REPOSITORY_OBJECT)
-    except ObjectMissing as error:
-        raise NoRepository(
-            f"no cloudsave repository at {store.url}",
-            hints=["is the URL right?", "`cloudsave init` makes a new repository"],
-        ) from error
-    found = read_plain(content)
-    try:
-        if found is None:
-            raise ValueError("no JSON object")
-        version, features = found.fields["format"], set(found.fields["features"])
-        found.fields["key_id"], found.fields["repository_id"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged_head() from error
-    if version != FORMAT_VERSION or features - KNOWN_FEATURES:
-        if found.intact is False:
-            raise _damaged_head()
-        raise FormatUnsupported(
-            f"cannot read repository at {store.url}",
-            detail=f"It has format {version} with features {sorted(features)}, not {FORMAT_VERSION}.",
-            hints=["use a newer release of cloudsave"],
-        )
-    return found.fields
-
-
-def _damaged_head() -> IntegrityError:
-    return IntegrityError(
-        f"object {REPOSITORY_OBJECT!r} is damaged",
-        detail="It is not the JSON object that `cloudsave init` wrote.",
-        hints=["restore it from a copy of the repository; it holds no secrets"],
-    )
 
 
 def _prove_conditional_put(store: ObjectStore, content: bytes) -> None:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists
 from cloudsave.kernels.pages import FingerprintKey, fingerprints
-from cloudsave.model.item import ContentPiece, Item, Piece
+from cloudsave.model.item import ContentPiece, Item, Piece, is_last
 from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
 from cloudsave.repository.container import Arena, FrameRef
 from cloudsave.repository.crypto import ZSTD_LEVEL
@@ -149,7 +149,8 @@ class BackupWriter:
         self._sequence = itertools.count()
         self._generation = 0
         self._counts = _Counts()
-        self._current: FileState | None = None
+        self._incomplete: dict[str, FileState] = {}
+        """Files of which more pieces are to come, by path."""
         self._trust: Trust | None = None
         self.bytes_unread = 0
         """Blocks taken from the parent without being read, so far."""
@@ -186,6 +187,7 @@ class BackupWriter:
         adopted = self._priors.adopt(
             [(n, s) for n, s in sorted(usable.items()) if n.partition("-")[0] in wanted]
         )
+        self._priors.read_ahead()
         self._start_workers(self._options.workers)
         return adopted
 
@@ -199,23 +201,31 @@ class BackupWriter:
         self._trust = trust
 
     def store(self, piece: Piece) -> None:
-        """Take a piece; all pieces of a file come one after the other. Blocks while the queue is full."""
+        """
+        Take a piece; pieces of other files may stand between those of one. Blocks while the queue is full.
+        """
         self._start_workers(self._options.active)
-        state = self._current
-        if state is None or state.item.path != piece.item.path:
-            self._close_current()
-            state = self._current = self._new_state(piece.item)
-        if self._skip(state, piece):
-            return
-        with self._lock:
-            state.pending += 1
-        with self._read:
-            self._unread += 1
-        self._submit(_Task(piece, state))
+        path = piece.item.path
+        state = self._incomplete.get(path)
+        if state is None:
+            if piece.offset:
+                raise _incomplete(path, f"a piece from byte {piece.offset} on came first")
+            state = self._incomplete[path] = self._new_state(piece.item)
+        if not self._skip(state, piece):
+            with self._lock:
+                state.pending += 1
+            with self._read:
+                self._unread += 1
+            self._submit(_Task(piece, state))
+        if is_last(piece):
+            del self._incomplete[path]
+            with self._lock:
+                state.closed = True
+                self._finish_if_complete(state)
 
     def store_content(self, item: Item, content: bytes) -> None:
         """A whole small file whose bytes are at hand."""
-        self.store(ContentPiece(replace(item, size_bytes=len(content)), content))
+        self.store(ContentPiece(item, content))
 
     def add_entry(self, item: Item) -> None:
         """A directory, link or file without content."""
@@ -223,7 +233,7 @@ class BackupWriter:
 
     def settle(self) -> None:
         """Wait until all pieces given so far have been read (their frames may still be open)."""
-        self._close_current()
+        self._see_that_files_are_complete()
         with self._read:
             while self._unread:
                 self._raise_error()
@@ -231,8 +241,8 @@ class BackupWriter:
         self._raise_error()
 
     def drain(self) -> None:
-        """Wait until all that was given is durable in packs."""
-        self._close_current()
+        """Wait until all that was given is durable in packs. Raises: IntegrityError where pieces lack."""
+        self._see_that_files_are_complete()
         self._draining = True
         for _ in self._threads:
             self._submit(None)
@@ -331,7 +341,7 @@ class BackupWriter:
         return unchanged is not None and bool((unchanged & ~self._trust.proved(item, blocks)).all())
 
     def _skip(self, state: FileState, piece: Piece) -> bool:
-        """Count the blocks of a piece that are not read; whether there are no others."""
+        """Count the blocks of a piece that are not read; whether there is nothing else in it."""
         wanted = state.wanted(piece.offset, piece.length)
         skipped = piece.length - sum(end - begin for begin, end in wanted)
         if skipped:
@@ -341,15 +351,11 @@ class BackupWriter:
                 self._counts.blocks_total += blocks
                 self._counts.blocks_reused += blocks
             self._advance(skipped)
-        return bool(skipped) and not wanted
+        return not wanted
 
-    def _close_current(self) -> None:
-        state, self._current = self._current, None
-        if state is None:
-            return
-        with self._lock:
-            state.closed = True
-            self._finish_if_complete(state)
+    def _see_that_files_are_complete(self) -> None:
+        for path in self._incomplete:
+            raise _incomplete(path, "its last piece never came")
 
     # ---- workers
     # ----------------------------------------------------------------------------------------------
@@ -549,6 +555,10 @@ class BackupWriter:
         if state.closed and state.pending == 0 and not state.finished:
             state.finished = True
             self._maps.add_file(state, _entry(state.item))
+
+
+def _incomplete(path: str, why: str) -> IntegrityError:
+    return IntegrityError(f"file {path!r} was not given as a whole", detail=f"Of its pieces, {why}.")
 
 
 def _entry(item: Item) -> FileEntry:

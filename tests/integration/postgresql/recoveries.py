@@ -22,6 +22,7 @@ from cloudsave.engines.postgresql.log import parse_lsn
 from cloudsave.engines.postgresql.target import PostgresTarget
 from cloudsave.logs.background import BackgroundCapture, BackupLogCover
 from cloudsave.logs.status import CaptureOptions
+from cloudsave.model.engine_facts import SlotState
 from cloudsave.model.manifest import Manifest
 from cloudsave.model.position import Position
 from cloudsave.model.target import Target
@@ -91,8 +92,8 @@ class Protected:
         request = BackupRequest("db", mode=mode, fast_checkpoint=True, workers=2, prove_all=prove_all)
         plan = plan_backup(request, identity, self.lineage.backup_ids())
         cover = BackupLogCover(
-            lambda: True,
-            lambda: self.engine.log_source(slot="unused", temporary=True),
+            lambda: SlotState.ACTIVE,
+            lambda _: self.engine.log_source(slot="unused", temporary=True),
             self.lineage,
             DIALECT,
             clock=SYSTEM_CLOCK,

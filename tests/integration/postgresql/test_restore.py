@@ -26,7 +26,7 @@ from cloudsave.errors import (
     TargetUnreachable,
 )
 from cloudsave.logs.background import BackupLogCover
-from cloudsave.model.engine_facts import BackupStart
+from cloudsave.model.engine_facts import BackupStart, SlotState
 from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.bring_up import BringUpContext, BringUpOptions, bring_up, recovery_digest
@@ -154,8 +154,8 @@ def test_a_commit_between_the_order_of_a_backup_and_its_begin_is_not_before_it(c
     source.begin = begin_late
     with protected.captured() as capture:
         cover = BackupLogCover(
-            lambda: True,
-            lambda: protected.engine.log_source(slot="unused", temporary=True),
+            lambda: SlotState.ACTIVE,
+            lambda _: protected.engine.log_source(slot="unused", temporary=True),
             protected.lineage,
             DIALECT,
             clock=SYSTEM_CLOCK,

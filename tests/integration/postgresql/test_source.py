@@ -388,6 +388,32 @@ def test_a_tablespace_made_during_a_local_backup_is_left_to_replay(cluster: Clus
     assert not [path for path in paths if path.startswith("pg_tblspc/")]
 
 
+def test_small_files_come_between_the_pieces_of_large_ones(cluster: Cluster) -> None:
+    cluster.psql(
+        "CREATE TABLE large (t text); ALTER TABLE large ALTER t SET STORAGE PLAIN;"
+        "INSERT INTO large SELECT repeat('x', 7000) FROM generate_series(1, 6000); CHECKPOINT"
+    )
+    large = relation_path(cluster, "large")
+    source = PostgresEngine(cluster.url).backup_source(mode="local", fast=True, label="order")
+    source.begin()
+    paths = [piece.item.path for piece in source.pieces()]
+    source.finish()
+    first, second = (at for at, path in enumerate(paths) if path == large)
+    between = paths[first + 1 : second]
+    assert len(between) > 100
+    assert len(set(between)) == len(between)
+    assert len(paths[second + 1 :]) > 100
+
+
+def test_files_made_during_a_local_backup_are_left_to_replay(cluster: Cluster) -> None:
+    source = PostgresEngine(cluster.url).backup_source(mode="local", fast=True, label="later")
+    source.begin()
+    cluster.psql("CREATE TABLE later AS SELECT g FROM generate_series(1, 5000) g; CHECKPOINT")
+    paths = [piece.item.path for piece in source.pieces()]
+    assert relation_path(cluster, "later") not in paths
+    source.finish()
+
+
 def test_other_links_and_kinds_are_noted(cluster: Cluster) -> None:
     (cluster.data / "notes.txt").symlink_to("/etc/hostname")
     taken = backup(cluster, "local")

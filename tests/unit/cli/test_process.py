@@ -19,7 +19,7 @@ SECONDS_MAX = 60.0
 
 PROBES = '''
 """Commands that end in the ways in which commands end."""
-import errno, os, sys, threading
+import atexit, errno, os, sys, threading
 import click
 from cloudsave.cli.frame import Command, with_context
 from cloudsave.cli.table import COMMANDS, Entry
@@ -51,6 +51,11 @@ def probe(context, end):
     if end == "findings":
         context.output.emit({"found": 1}, lambda: context.output.line("found"))
         return ExitCode.FINDINGS
+    if end == "done" or end == "thread":
+        atexit.register(print, "taken apart")
+        context.output.line("result")
+    if end == "thread":
+        threading.Timer(0.5, print, ("last words",)).start()
     if end == "socket":
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
     if end == "flood":
@@ -123,6 +128,16 @@ def test_errors_go_to_stderr_with_their_code(
     error = json.loads(as_json.stderr)["error"]
     assert (error["code"], error["exit_code"]) == (code, exit_code)
     assert "geheim99" not in as_json.stderr
+
+
+def test_a_command_that_is_done_leaves_at_once_with_all_that_it_said(command: list[str]) -> None:
+    done = _run(command, "probe", "done")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "result\n", "")
+
+
+def test_a_thread_that_is_still_at_work_is_waited_for(command: list[str]) -> None:
+    done = _run(command, "probe", "thread")
+    assert (done.returncode, done.stdout) == (0, "result\nlast words\ntaken apart\n")
 
 
 def test_unreachable_targets_tell_their_neighbours(command: list[str]) -> None:

@@ -65,7 +65,7 @@ class FakeIndexer:
     def __init__(self, start: int) -> None:
         self.first = self.end = start
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         self.end += len(data)
 
     def take(self) -> LogIndex:

@@ -9,6 +9,7 @@ import pytest
 from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.errors import BackupLogLost, BackupNotCovered
 from cloudsave.logs.background import BackgroundCapture, BackupLogCover, await_durable
+from cloudsave.model.engine_facts import SlotState
 from cloudsave.model.log import LogHole, LogIndex, LogSegment
 from cloudsave.model.position import Position
 from tests.unit.logs.fakes import (
@@ -92,10 +93,12 @@ def test_log_that_came_by_another_way_after_it_was_recorded_as_lost_counts(world
 
 
 def test_the_cover_of_a_backup_refuses_what_another_capture_lost(world: World) -> None:
-    def no_source() -> FakeSource:
+    def no_source(_: SlotState) -> FakeSource:
         raise AssertionError("another capture runs")
 
-    cover = BackupLogCover(lambda: True, no_source, world.archive, FakeDialect(), clock=world.clock)
+    cover = BackupLogCover(
+        lambda: SlotState.ACTIVE, no_source, world.archive, FakeDialect(), clock=world.clock
+    )
     cover.begin()
     world.lose(2000, 4000)
     with pytest.raises(BackupLogLost):

@@ -16,9 +16,10 @@ from cloudsave.errors import IntegrityError
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.recovery.verify import VerifyRequest, has_problem, verify_lineage
 from cloudsave.recovery.verify_records import verify_repository
+from cloudsave.repository.head import read_head
 from cloudsave.repository.keys import Secret, passphrase_slot
 from cloudsave.repository.plain import write_plain
-from cloudsave.repository.repository import Repository, read_head
+from cloudsave.repository.repository import Repository
 from cloudsave.store.memory import MemoryStore
 
 SEED = 20261125

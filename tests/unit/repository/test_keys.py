@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from typing import Any
 
 import pyrage
@@ -176,3 +177,17 @@ def test_a_repository_opens_with_every_secret_that_was_added() -> None:
     assert len(keys) == 1
     with pytest.raises(WrongKey, match="no passphrase"):
         Repository.open(store, secret=Secret(), clock=CLOCK)
+
+
+def test_several_threads_may_open_slots_at_once() -> None:
+    opened: list[bytes] = []
+
+    def work() -> None:
+        opened.append(open_slots([SLOT], KEY_ID, Secret(passphrase=PASSPHRASE)))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert opened == [REPOSITORY_KEY] * 4

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from cloudsave.repository import reader
-from cloudsave.repository.parallel import map_ahead, run_all
+from cloudsave.repository.parallel import begin, map_ahead, run_all
 from cloudsave.repository.reader import BackupReader
 from cloudsave.repository.writer import WriterOptions
 from cloudsave.store.api import Buffer, StoreCapabilities
@@ -21,6 +21,29 @@ MEETING_SECONDS = 2.0
 
 class Broken(Exception):
     """Something that goes wrong in a thread."""
+
+
+def test_what_is_begun_goes_on_beside_its_caller() -> None:
+    """Each waits for the other: one behind the other they would never meet."""
+    meeting = threading.Barrier(2)
+
+    def work() -> int:
+        meeting.wait(timeout=MEETING_SECONDS)
+        return 7
+
+    result = begin(work, "beside")
+    meeting.wait(timeout=MEETING_SECONDS)
+    assert result() == 7
+    assert result() == 7
+
+
+def test_what_is_begun_raises_where_its_result_is_asked_for() -> None:
+    def work() -> None:
+        raise Broken
+
+    result = begin(work, "broken")
+    with pytest.raises(Broken):
+        result()
 
 
 def test_results_come_in_order_and_no_more_are_under_way_than_allowed() -> None:

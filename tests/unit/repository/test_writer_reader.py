@@ -16,7 +16,7 @@ from cloudsave.repository import file_maps
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES
 from cloudsave.repository.reader import BackupReader
-from cloudsave.repository.writer import WriterOptions
+from cloudsave.repository.writer import BackupWriter, WriterOptions
 from cloudsave.store.memory import MemoryStore
 from tests.unit.repository.samples import (
     BLOCK,
@@ -26,6 +26,7 @@ from tests.unit.repository.samples import (
     lineage_on,
     noise,
     open_writer,
+    pieces_of,
     read_backup,
     store_files,
     write_backup,
@@ -76,6 +77,51 @@ def test_reading_back_can_fail() -> None:
     manifest = write_backup(lineage, "20260101T000000Z-0001", files)
     other = {**files, "PG_VERSION": b"17\n"}
     assert read_backup(lineage, manifest) != other
+
+
+def writer_of(store: MemoryStore) -> BackupWriter:
+    """A writer that is open."""
+    writer = open_writer(lineage_on(store), "20260101T000000Z-0001", None, SMALL_PACKS)
+    writer.open()
+    return writer
+
+
+def test_pieces_of_other_files_may_stand_between_those_of_one() -> None:
+    store = MemoryStore()
+    files = database()
+    large = max(files, key=lambda path: len(files[path]))
+    first, *others = pieces_of(large, files[large])
+    assert others, "the sample needs a file of several pieces"
+    small = [piece for path in files if path != large for piece in pieces_of(path, files[path])]
+    writer = writer_of(store)
+    for piece in (first, *small, *others):
+        writer.store(piece)
+    writer.drain()
+    manifest = writer.commit(draft_manifest("20260101T000000Z-0001"))
+    assert read_backup(lineage_on(store), manifest) == files
+
+
+def test_a_file_whose_last_piece_never_comes_ends_the_backup() -> None:
+    """It would be missing in the manifest, and nobody would know."""
+    files = database()
+    large = max(files, key=lambda path: len(files[path]))
+    writer = writer_of(MemoryStore())
+    for piece in pieces_of(large, files[large])[:-1]:
+        writer.store(piece)
+    with pytest.raises(IntegrityError, match="was not given as a whole"):
+        writer.settle()
+    with pytest.raises(IntegrityError, match="was not given as a whole"):
+        writer.drain()
+    writer.abort()
+
+
+def test_a_file_cannot_begin_in_its_midst_or_be_given_twice() -> None:
+    files = database()
+    large = max(files, key=lambda path: len(files[path]))
+    writer = writer_of(MemoryStore())
+    with pytest.raises(IntegrityError, match="was not given as a whole"):
+        writer.store(pieces_of(large, files[large])[1])
+    writer.abort()
 
 
 def test_zero_blocks_are_stored_nowhere() -> None:

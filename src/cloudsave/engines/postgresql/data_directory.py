@@ -86,8 +86,6 @@ class Walk:
     directories: dict[str, Item] = field(default_factory=dict)
     """By path; parents before children."""
     notes: list[str] = field(default_factory=list)
-    tablespaces: frozenset[str] | None = None
-    """Links to tablespaces that are followed, None: all. Others were made meanwhile; replay makes them."""
     _inside: frozenset[str] = frozenset()
     """Directories of tablespaces that lie in the data directory; they are read through their links."""
 
@@ -148,8 +146,6 @@ class Walk:
         if path in EMPTIED_DIRECTORIES:
             self._add_directory(path)
         elif _TABLESPACE.fullmatch(path):
-            if self.tablespaces is not None and path not in self.tablespaces:
-                return
             target = os.readlink(self.root / path)
             self.directories[path] = Item(path, ItemKind.LINK, 0o777, link_target=target)
             yield path

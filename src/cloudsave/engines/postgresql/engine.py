@@ -214,15 +214,14 @@ class PostgresEngine:
 
 def _missing_functions(session: BackupSession) -> list[str]:
     """The functions of a local backup that the role may not call; also the one that is called at the end."""
-    return [
-        name
-        for name in backup_functions(session.connection.info.server_version // 10000)
-        if not session.row(
-            "select has_function_privilege(%s, 'execute')",
-            (f"pg_catalog.{FUNCTION_SIGNATURES[name]}",),
-            doing="read the role's rights",
-        )[0]
-    ]
+    names = backup_functions(session.connection.info.server_version // 10000)
+    allowed = session.column(
+        "select has_function_privilege(name, 'execute')"
+        " from unnest(%s::text[]) with ordinality as f (name, n) order by n",
+        ([f"pg_catalog.{FUNCTION_SIGNATURES[name]}" for name in names],),
+        doing="read the role's rights",
+    )
+    return [name for name, is_allowed in zip(names, allowed, strict=True) if not is_allowed]
 
 
 def _refuse_without_rights(session: BackupSession, identity: SourceIdentity) -> None:

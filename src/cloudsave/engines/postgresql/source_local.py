@@ -8,6 +8,7 @@ Invariant: the session that started the backup stops it; when it ends in any oth
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from io import FileIO
@@ -38,9 +39,12 @@ from cloudsave.model.item import ContentPiece, Item, ItemKind, LateFile, Piece
 from cloudsave.model.position import Position
 
 PIECE_BYTES = 32 << 20
-"""Length of a piece; files of at least this size come first."""
-WHOLE_FILE_BYTES_MAX = 1 << 20
-"""Limit: files without pages up to this size are read at once, to their end, wherever that is by then."""
+"""Length of a piece."""
+SMALL_FILE_BYTES_MAX = 1 << 20
+"""
+Files up to this size come between the pieces of larger ones, since the work on them is done under the
+interpreter lock. Those without pages are read at once, to their end, wherever that is by then.
+"""
 CONTROL_TRIES_MAX = 10
 """Limit: reads of `pg_control` until its CRC fits; the server overwrites it in place."""
 CONTROL_RETRY_SECONDS = 0.1
@@ -67,8 +71,9 @@ class LocalBackupSource:
         self._fast = fast
         self._clock = clock
         self._root = Path(identity.data_directory)
-        self._big: list[Item] = []
         self._walk: Walk | None = None
+        self._items: list[Item] = []
+        """Files as they were in backup mode; those that come later are made by replay."""
         self._outside: tuple[tuple[Item, bytes], ...] = ()
         self._notes: list[str] = []
         self._check: PageCheck | None = None
@@ -83,21 +88,14 @@ class LocalBackupSource:
         )
         found = outside_files(self._session, self._identity.data_directory, read_local)
         self._outside = found.files
-        bytes_expected = 0
-        version = self._session.tablespace_version()
-        self._walk, survey = Walk(self._root, version), Walk(self._root, version)
-        for item in survey.files():
-            bytes_expected += item.size_bytes
-            if item.size_bytes >= PIECE_BYTES:
-                self._big.append(item)
-        self._big.sort(key=lambda item: (-item.size_bytes, item.path))
-        links = [item for item in survey.ordered_directories() if item.kind == ItemKind.LINK]
-        self._walk.tablespaces = frozenset(item.path for item in links)
+        self._walk = Walk(self._root, self._session.tablespace_version())
+        self._items = list(self._walk.files())
+        links = [item for item in self._walk.ordered_directories() if item.kind == ItemKind.LINK]
         tablespaces = {item.path.rpartition("/")[2]: item.link_target for item in links}
         return BackupStart(
             position=start,
             method="local",
-            bytes_expected=bytes_expected,
+            bytes_expected=sum(item.size_bytes for item in self._items),
             tablespaces=tablespaces,
             settings=self._session.settings(),
             clock_us=clock_us,
@@ -122,27 +120,32 @@ class LocalBackupSource:
                 used_at = self._clock.monotonic()
 
     def _all_pieces(self) -> Iterator[Piece]:
-        assert self._check is not None
-        assert self._walk is not None
-        seen = {item.path for item in self._big}
-        for item in self._big:
-            yield from self._file_pieces(item)
-        for item in self._walk.files():
-            if item.path in seen:
-                continue
-            if item.page_bytes == 0 and item.size_bytes <= WHOLE_FILE_BYTES_MAX:
-                whole = self._whole_file(item)
-                if whole is not None:
-                    yield whole
-            elif item.size_bytes:
-                yield from self._file_pieces(item)
-            else:
-                yield ContentPiece(item, b"")
+        """The largest files first, small ones spread between their pieces."""
+        large = [item for item in self._items if item.size_bytes > SMALL_FILE_BYTES_MAX]
+        large.sort(key=lambda item: (-item.size_bytes, item.path))
+        small = [item for item in self._items if item.size_bytes <= SMALL_FILE_BYTES_MAX]
+        pieces_large = sum(-(-item.size_bytes // PIECE_BYTES) for item in large)
+        between = len(small) // (pieces_large + 1)
+        rest = iter(small)
+        for item in large:
+            for piece in self._file_pieces(item):
+                yield piece
+                for one in itertools.islice(rest, between):
+                    yield from self._file_pieces(one)
+        for one in rest:
+            yield from self._file_pieces(one)
         for item, content in self._outside:
             yield ContentPiece(item, content)
 
     def _file_pieces(self, item: Item) -> Iterator[Piece]:
         assert self._check is not None
+        if item.page_bytes == 0 and item.size_bytes <= SMALL_FILE_BYTES_MAX:
+            whole = self._whole_file(item)
+            if whole is not None:
+                yield whole
+            return
+        if not item.size_bytes:
+            yield ContentPiece(item, b"")
         for offset in range(0, item.size_bytes, PIECE_BYTES):
             yield FilePiece(self._root, item, self._check, offset=offset)
 
@@ -272,7 +275,7 @@ class FilePiece:
         self.item = item
         self.offset = offset
         self.length = min(PIECE_BYTES, item.size_bytes - offset)
-        self._path = root / item.path
+        self._root = root
         self._check = check
         self._file: FileIO | None = None
         self._done = 0
@@ -282,7 +285,7 @@ class FilePiece:
         want = min(len(target), self.length - offset)
         try:
             if self._file is None:
-                self._file = FileIO(self._path)
+                self._file = FileIO(f"{self._root}/{self.item.path}")
             descriptor = self._file.fileno()
             self._read_ahead(descriptor, offset, offset + want)
             got = _read_fully(descriptor, target[:want], self.offset + offset)
@@ -299,7 +302,7 @@ class FilePiece:
         except FileNotFoundError:
             return 0
         except OSError as error:
-            raise unreadable(self._path, error) from error
+            raise unreadable(self._root / self.item.path, error) from error
         return got
 
     def close(self) -> None:
