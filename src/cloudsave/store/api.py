@@ -78,4 +78,7 @@ class ObjectStore(Protocol):
         """All objects whose name begins with `prefix` (which ends in "/" or is empty), in name order."""
 
     def delete(self, name: str) -> None:
-        """Remove an object; a missing one is not an error. Only garbage collection and validation call it."""
+        """
+        Remove an object; a missing one is not an error. Only garbage collection, the removal of key slots and
+        validation call it.
+        """
