@@ -32,7 +32,7 @@ from cloudsave.errors import (
     UnusableUrl,
 )
 from cloudsave.store.api import Buffer, ObjectInfo, StoreCapabilities
-from cloudsave.store.names import validate_name, validate_prefix, validate_range
+from cloudsave.store.names import readable_size, validate_name, validate_prefix, validate_range
 
 CONNECT_TIMEOUT_SECONDS = 10
 REQUEST_TIMEOUT_SECONDS = 300
@@ -152,7 +152,7 @@ class ObstoreStore:
         validate_name(name)
         with self._errors("read", name):
             result = obstore.get(self._backend, name)
-            size_bytes = result.meta["size"]
+            size_bytes = readable_size(name, result.meta["size"])
             content = bytes(result.bytes())
         return bytes(_of_length(content, name, size_bytes))
 
