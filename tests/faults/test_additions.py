@@ -144,6 +144,17 @@ def test_what_was_added_is_told_by_verify_and_breaks_no_command(product: Product
         forget(product, objects)
 
 
+def test_generations_that_a_stranger_took_do_not_stop_new_backups(product: Product) -> None:
+    """The numbers of all future writers could be used up by one object."""
+    for name in ("ffffffff", "fffffffe", "00000010", "zz", "0000001g", "00000001-x"):
+        add(product, f"generations/{name}")
+    first = product.run("backup", "db")["backup_id"]
+    second = product.run("backup", "db")["backup_id"]
+    assert first != second
+    claimed = {path.name for path in product.repository.glob("lineages/*/generations/*")}
+    assert {"00000003", "00000004"} <= claimed
+
+
 def test_with_everything_added_the_database_comes_back_whole(server: Protected, product: Product) -> None:
     instant = last_instant(product)
     for name in additions(product).values():

@@ -286,6 +286,7 @@ def _build(settings: Settings, sources: Mapping[str, Settings], files: tuple[Pat
             passphrase_file=_path(values["repository.passphrase_file"]),
             passphrase_command=_optional(str, values["repository.passphrase_command"]),
             recovery_key_file=_path(values["repository.recovery_key_file"]),
+            lock_days=_optional(int, values["repository.lock_days"]),
         ),
         postgresql=PostgresqlConfig(bin_directory=_path(values["postgresql.bin_directory"])),
         compression_level=_of(int, values["compression_level"]),

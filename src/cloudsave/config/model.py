@@ -17,6 +17,7 @@ class RepositoryConfig:
     passphrase_file: Path | None = None
     passphrase_command: str | None = None
     recovery_key_file: Path | None = None
+    lock_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,14 @@ GLOBAL_OPTIONS = (
         variable="CLOUDSAVE_RECOVERY_KEY_FILE",
     ),
     Option(
+        "repository.lock_days",
+        Kind.INTEGER,
+        "Days for which S3 Object Lock keeps each object from deletion; renewed for what a backup reuses.",
+        default_text="no lock",
+        minimum=1,
+        maximum=36500,
+    ),
+    Option(
         "compression_level",
         Kind.INTEGER,
         "Level of zstd. Each level above 3 costs much time for few bytes.",

@@ -35,6 +35,7 @@ url = "s3://backups/orders"
 passphrase_file = "/etc/cloudsave/passphrase"
 passphrase_command = "pass show x"
 recovery_key_file = "/etc/cloudsave/key"
+lock_days = 35
 
 [postgresql]
 bin_directory = "/usr/lib/postgresql/16/bin"
@@ -66,6 +67,7 @@ def test_every_option_of_a_file_arrives(tmp_path: Path) -> None:
             "passphrase_file": Path("/etc/cloudsave/passphrase"),
             "passphrase_command": "pass show x",
             "recovery_key_file": Path("/etc/cloudsave/key"),
+            "lock_days": 35,
         },
         "postgresql": {"bin_directory": Path("/usr/lib/postgresql/16/bin")},
         "compression_level": 3,
