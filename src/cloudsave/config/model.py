@@ -21,6 +21,17 @@ class RepositoryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NotifyConfig:
+    """Who is told of alarms, and where the secrets for that are."""
+
+    webhook_url: str | None = field(default=None, repr=False)
+    webhook_key_file: Path | None = None
+    apprise_file: Path | None = None
+    heartbeat_url: str | None = field(default=None, repr=False)
+    heartbeat_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class SourceConfig:
     """One protected server. The URL may hold a password when it comes from the environment."""
 
@@ -32,6 +43,8 @@ class SourceConfig:
     mode: str
     """`auto`, `local` or `remote`."""
     rpo_seconds: float
+    canary_seconds: float = 15.0
+    """Between two canaries; 0: none."""
     backup_url: str | None = None
     """Where base backups are read, if not at `url`."""
 
@@ -62,5 +75,6 @@ class Config:
     timezone: str | None
     spool_directory: Path | None
     retry_deadline_seconds: float
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     sources: Mapping[str, SourceConfig] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
