@@ -10,7 +10,7 @@ PARALLEL ?= -n auto --dist worksteal
 PYTEST := $(PY) -m pytest $(PARALLEL)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint test integration faults bench docs
+.PHONY: help demo check lint test integration faults fuzz bench docs
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ integration: servers ## tests on real servers; narrow by ARGS="--postgresql=15,1
 
 faults: servers ## every operation failed in turn, processes killed; ARGS as above
 	$(PYTEST) tests/faults $(ARGS)
+
+fuzz: $(VENV)/.installed-test ## each parser against mutated bytes for SECONDS=60
+	CLOUDSAVE_FUZZ_SECONDS=$(or $(SECONDS),60) $(PYTEST) tests/fuzz --timeout=0
 
 bench: servers ## measure ourselves and the peers on the same data, in turns
 	$(PY) tools/provision.py --peers

@@ -30,9 +30,10 @@ class S3Server:
 
     endpoint: str
 
-    def create_bucket(self, name: str) -> None:
-        """Make an empty bucket."""
-        request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
+    def create_bucket(self, name: str, *, lock: bool = False) -> None:
+        """Make an empty bucket; `lock`: one with Object Lock and versions."""
+        headers = {"x-amz-bucket-object-lock-enabled": "true"} if lock else {}
+        request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT", headers=headers)
         with urllib.request.urlopen(request, timeout=30) as answer:
             assert answer.status == 200
 

@@ -7,7 +7,8 @@ What is large is imported when it is built, so that the key can be derived meanw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cloudsave.clock import Clock
@@ -19,7 +20,7 @@ from cloudsave.repository.head import unlock
 from cloudsave.repository.keys import Secret
 from cloudsave.repository.parallel import begin
 from cloudsave.store.api import ObjectStore
-from cloudsave.store.open import open_store
+from cloudsave.store.open import open_store, open_versions
 from cloudsave.store.retrying import Retrying, RetryLimits
 from cloudsave.store.throttled import Throttled, TokenBucket
 
@@ -70,9 +71,23 @@ def build_store(config: Config, *, clock: Clock, limits: Limits | None = None) -
                 "name one with --repository, CLOUDSAVE_REPOSITORY_URL or repository.url in the configuration"
             ],
         )
-    store = open_store(config.repository.url, clock=clock)
+    store = open_store(config.repository.url, clock=clock, lock_days=config.repository.lock_days)
     store = Throttled(store, (limits or Limits(config, clock=clock)).store)
     return Retrying(store, clock=clock, limits=RetryLimits(deadline_seconds=config.retry_deadline_seconds))
+
+
+def lock_renewal(config: Config, *, clock: Clock) -> Callable[[Iterable[str]], None] | None:
+    """
+    How objects that a backup goes on to need are locked anew; None: nothing is locked.
+
+    Raises: StoreUnfit where the bucket cannot lock.
+    """
+    days, url = config.repository.lock_days, config.repository.url
+    if days is None or not url:
+        return None
+    bucket = open_versions(url)
+    bucket.check()
+    return lambda names: bucket.renew(names, until=clock.now() + timedelta(days=days))
 
 
 def open_repository(

@@ -19,4 +19,5 @@ def s3_server() -> Iterator[S3Server]:
         for name, value in S3_ENVIRONMENT.items():
             patch.setenv(name, value)
         server.create_bucket("contract")
+        server.create_bucket("contract-locked", lock=True)
         yield server

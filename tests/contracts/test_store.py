@@ -89,6 +89,9 @@ STORES: dict[str, MakeStore] = {
         directory, placements=(_no_links, place_by_rename)
     ),
     "s3": _s3,
+    "s3 with Object Lock": lambda directory, server: open_store(
+        server.url("contract-locked", directory.name), clock=SYSTEM_CLOCK, lock_days=1
+    ),
     "retrying": lambda directory, server: Retrying(MemoryStore(), clock=SYSTEM_CLOCK),
     "throttled": _throttled,
     "metered": lambda directory, server: Metered(MemoryStore(), Meter(), clock=SYSTEM_CLOCK),

@@ -11,7 +11,7 @@ before, there is no backup, and the next run adopts the packs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -74,6 +74,8 @@ class BackupContext:
     progress: Progress
     workers_now: Callable[[], int] | None = None
     """How many workers the backup may have at the moment; None: as many as planned."""
+    renew: Callable[[Iterable[str]], None] | None = None
+    """Locks stored objects anew, by their full names; None: the store locks none."""
 
 
 def run_backup(plan: BackupPlan, context: BackupContext) -> Manifest:
@@ -127,7 +129,11 @@ class _Run:
             self._backup_id,
             parent=parent,
             options=WriterOptions(
-                request.workers, request.level, request.paranoid, workers_now=context.workers_now
+                request.workers,
+                request.level,
+                request.paranoid,
+                workers_now=context.workers_now,
+                renew=context.renew,
             ),
             advance=context.progress.advance,
         )

@@ -74,6 +74,7 @@ def backup(
         clock=clock,
         progress=context.progress,
         workers_now=limits.workers,
+        renew=assembly.lock_renewal(config, clock=clock),
     )
     with followed(limits, config.files, context.load_config, context.progress.note):
         manifest = run_backup(plan, backup_context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -26,6 +27,7 @@ from cloudsave.recovery.find import (
 )
 from cloudsave.recovery.find import find as search_log
 from cloudsave.recovery.history import History, IndexReader, read_history
+from cloudsave.recovery.past_damage import notes_of, past_damage
 
 ROWS_MIN = 1000
 """Fewer rows of one relation are nobody's accident; --rows-at-least says otherwise."""
@@ -82,7 +84,14 @@ def find(context: CommandContext, /, name: str, **given: Any) -> ExitCode:
         workers=context.config.workers,
     )
     filters = Filters(given["relation"] or "", given["relation_file"] or "", given["database"] or "")
-    result = search_log(query, given["branch"], filters, found)
+    result, left_out = past_damage(
+        lambda seen: search_log(query, given["branch"], filters, replace(found, history=seen)),
+        history,
+        found.indexes,
+        may_end_earlier=False,
+    )
+    for note in notes_of(left_out):
+        context.output.note(f"note: {note}")
     _refuse_unknown_relation(filters, result)
     shown = _Shown(context, name, history, result, given["branch"])
     context.output.emit(shown.facts(), shown.human)

@@ -41,6 +41,7 @@ def init(context: CommandContext, recovery_key_to: Path | None, recipients: tupl
     if recovery_key_to is not None and recovery_key_to.exists():
         raise UsageError(f"file for the recovery key exists: {recovery_key_to}", hints=["choose a new file"])
     secrets = context.secrets(new=True)
+    assembly.lock_renewal(config, clock=context.clock)
     store = assembly.build_store(config, clock=context.clock)
     created = Repository.create(
         store, passphrase=secrets.passphrase, recipients=recipients, clock=context.clock

@@ -18,6 +18,7 @@ from cloudsave.cli.frame import Command, CommandContext, Group, source_argument,
 from cloudsave.cli.invocation import invocation_of
 from cloudsave.cli.live_limits import followed
 from cloudsave.cli.output import Column
+from cloudsave.cli.watching import watched
 from cloudsave.engines.api import Dialect
 from cloudsave.engines.registry import dialect
 from cloudsave.errors import ExitCode, IntegrityError, LogNotInArchive, UsageError
@@ -49,14 +50,22 @@ def logs() -> None:
 
 @logs.command("capture", cls=Command, exit_codes=(ExitCode.INTEGRITY, ExitCode.BUSY))
 @source_argument
+@click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
+@click.option(
+    "--metrics-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write them to a .prom file for node_exporter.",
+)
 @with_context
-def capture(context: CommandContext, name: str) -> None:
+def capture(context: CommandContext, name: str, metrics: str | None, metrics_file: Path | None) -> None:
     """
     Capture the log of source NAME until stopped by Ctrl-C or SIGTERM, which store what is at hand first.
 
     The source keeps a replication slot that holds exactly what is not durable yet. Interruptions of the
-    server or the store are waited out. With exit code 5 a person must decide, for example because another
-    server answered; with 6 a capture of this source runs already.
+    server or the store are waited out. Small commits of ours are awaited in the repository: log that does
+    not arrive there is an alarm, told on stdout and to all that [notify] names. With exit code 5 a person
+    must decide, for example because another server answered; with 6 a capture of this source runs already.
     """
     config, clock = context.config, context.clock
     source = context.source(name)
@@ -67,24 +76,31 @@ def capture(context: CommandContext, name: str) -> None:
     options = CaptureOptions(
         object_age_seconds=source.rpo_seconds, object_bytes_max=config.log_object_bytes_max
     )
-    running = BackgroundCapture(
-        engine.log_source(slot=source.slot, temporary=False),
-        lineage,
-        engine.dialect,
-        options,
-        clock=clock,
-        observer=_Reporter(context, name, engine.dialect),
-    )
-    running.begin()
-    try:
-        with followed(limits, config.files, context.load_config, context.output.note):
-            while not running.ended(wait_seconds=WATCH_SECONDS):
-                pass
-    except KeyboardInterrupt:
-        context.output.note("stopping: what has been received is being stored")
-    finally:
-        running.leave()
-    running.stop()
+    reporter = _Reporter(context, name, engine.dialect)
+    with watched(context, source, lineage, metrics=metrics, metrics_file=metrics_file) as watcher:
+
+        def observe(status: CaptureStatus) -> None:
+            watcher.observe(status)
+            reporter(status)
+
+        running = BackgroundCapture(
+            engine.log_source(slot=source.slot, temporary=False),
+            lineage,
+            engine.dialect,
+            options,
+            clock=clock,
+            observer=observe,
+        )
+        running.begin()
+        try:
+            with followed(limits, config.files, context.load_config, context.output.note):
+                while not running.ended(wait_seconds=WATCH_SECONDS):
+                    pass
+        except KeyboardInterrupt:
+            context.output.note("stopping: what has been received is being stored")
+        finally:
+            running.leave()
+        running.stop()
 
 
 class _Reporter:
@@ -129,12 +145,19 @@ class _Reporter:
 
 @logs.command("status", cls=Command, exit_codes=(ExitCode.FINDINGS,))
 @source_argument
+@click.option(
+    "--max-age",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Ends with 3 when the newest durable commit is older: the archiver may be silent.",
+)
 @with_context
-def status(context: CommandContext, name: str) -> ExitCode:
+def status(context: CommandContext, name: str, max_age: float | None) -> ExitCode:
     """
     Show which log of source NAME is durable, per branch, and the holes. Needs the repository only.
 
-    With exit code 3 there are holes, or log is missing that no record explains.
+    With exit code 3 there are holes, or log is missing that no record explains, or what is durable is older
+    than --max-age allows. A capture commits a canary each 15 seconds, so that an idle source has no age.
     """
     repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
     lineage = assembly.lineage_of(repository, name)
@@ -175,12 +198,21 @@ def status(context: CommandContext, name: str) -> ExitCode:
         for branch in ledger.branches()
         for first, last in unrecorded_gaps(ledger, holes, branch)
     ]
-    _show_status(context, lineage, ranges, lost)
-    return ExitCode.FINDINGS if lost else ExitCode.DONE
+    newest_us = max((max(one.commit_first_us, one.commit_last_us) for one in segments), default=0)
+    age = (context.clock.now() - instant_from_us(newest_us)).total_seconds() if newest_us else None
+    silent = max_age is not None and (age is None or age > max_age)
+    _show_status(context, lineage, ranges, lost, age=age, silent=silent)
+    return ExitCode.FINDINGS if lost or silent else ExitCode.DONE
 
 
 def _show_status(
-    context: CommandContext, lineage: Lineage, ranges: list[dict[str, Any]], lost: list[dict[str, str]]
+    context: CommandContext,
+    lineage: Lineage,
+    ranges: list[dict[str, Any]],
+    lost: list[dict[str, str]],
+    *,
+    age: float | None,
+    silent: bool,
 ) -> None:
     output = context.output
 
@@ -204,7 +236,12 @@ def _show_status(
         for one in lost:
             output.line(f"HOLE on branch {one['branch']} from {one['begin']} to {one['end']}: {one['cause']}")
 
-    output.emit({"lineage": lineage.id, "ranges": ranges, "holes": lost}, human)
+        if silent:
+            shown = format_duration(age) if age is not None else "of unknown age"
+            output.line(f"SILENT: the newest durable commit is {shown} old")
+
+    facts = {"lineage": lineage.id, "ranges": ranges, "holes": lost, "age_seconds": age, "silent": silent}
+    output.emit(facts, human)
 
 
 @logs.command("push", cls=Command, exit_codes=(ExitCode.INTEGRITY,))

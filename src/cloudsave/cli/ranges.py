@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import click
 
 from cloudsave import assembly
 from cloudsave.cli.frame import Command, CommandContext, source_argument, with_context
 from cloudsave.engines.registry import dialect
-from cloudsave.errors import ExitCode, TargetUnreachable
+from cloudsave.errors import ExitCode, IntegrityError, TargetUnreachable
 from cloudsave.model.log import instant_from_us
 from cloudsave.model.position import Position
 from cloudsave.model.ranges import RecoverableRange
 from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.history import History, IndexReader, read_history
+from cloudsave.recovery.past_damage import notes_of, past_damage
 from cloudsave.recovery.reach import Reach
 
 
@@ -26,14 +28,14 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
     Show the spans of positions and times to which source NAME can be restored, and the holes between.
 
     They are the planner's own: each state inside is accepted by `cloudsave restore`, each outside refused.
-    With exit code 3 log is missing between backups.
+    With exit code 3 log is missing between backups, or something stored cannot be read.
     """
     repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
     lineage = assembly.lineage_of(repository, name)
     formats = dialect(lineage.id.partition("-")[0])
     history = read_history(lineage, formats)
     indexes = IndexReader(lineage, formats, log_file_bytes=history.backups[-1].log_file_bytes)
-    found, refused = _all_ranges(history, indexes)
+    found, refused, damage = _all_ranges(history, indexes)
     output = context.output
 
     def human() -> None:
@@ -57,33 +59,45 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
             first, last = (Position(hole.branch, offset) for offset in (hole.first, hole.last))
             span = f"{history.position_text(first)} to {history.position_text(last)}"
             output.line(f"HOLE on branch {hole.branch} from {span}: {hole.cause}")
-        for text in refused:
+        for text in (*refused, *damage):
             output.line(f"note: {text}")
 
     output.emit(
         {
             "ranges": [_facts(history, one) for one in found],
             "holes": list(history.holes),
-            "notes": refused,
+            "notes": [*refused, *damage],
         },
         human,
     )
     broken = any(earlier.branch == later.branch for earlier, later in itertools.pairwise(found))
-    return ExitCode.FINDINGS if broken or history.holes or not found else ExitCode.DONE
+    return ExitCode.FINDINGS if broken or history.holes or damage or not found else ExitCode.DONE
 
 
-def _all_ranges(history: History, indexes: IndexReader) -> tuple[list[RecoverableRange], list[str]]:
-    """The ranges of all branches, and why some branches have none."""
+def _all_ranges(
+    history: History, indexes: IndexReader
+) -> tuple[list[RecoverableRange], list[str], list[str]]:
+    """The ranges of all branches, why some branches have none, and what could not be read."""
     branches = {segment.branch for segment in history.segments} | {one.stop.branch for one in history.backups}
     found: list[RecoverableRange] = []
     refused = []
+    damage: set[str] = set()
     for branch in sorted(branches):
         try:
-            target = Target(TargetKind.LATEST, branch=branch)
-            found.extend(Reach(target, history, indexes).ranges())
+            work = partial(_ranges_of, branch, indexes)
+            ranges_of, left_out = past_damage(work, history, indexes, may_end_earlier=True)
+            found.extend(ranges_of)
+            damage.update(notes_of(left_out))
         except TargetUnreachable as why:
             refused.append(f"branch {branch}: {why.message}")
-    return found, refused
+        except IntegrityError as why:
+            damage.add(f"branch {branch}: {why.message}")
+    damage.update(f"branch {one}: its history is damaged" for one in history.unreadable_branches)
+    return found, refused, sorted(damage)
+
+
+def _ranges_of(branch: str, indexes: IndexReader, history: History) -> tuple[RecoverableRange, ...]:
+    return Reach(Target(TargetKind.LATEST, branch=branch), history, indexes).ranges()
 
 
 def _facts(history: History, one: RecoverableRange) -> dict[str, object]:

@@ -35,7 +35,8 @@ from cloudsave.recovery.continuation import plan_or_continue
 from cloudsave.recovery.delta import DeltaPlan, delta_options
 from cloudsave.recovery.history import History, IndexReader, read_history
 from cloudsave.recovery.journal import ReplayStop
-from cloudsave.recovery.plan import RecoveryPlan, plan_recovery
+from cloudsave.recovery.past_damage import plan_past_damage
+from cloudsave.recovery.plan import RecoveryPlan
 from cloudsave.recovery.replay import later_fetch_command
 from cloudsave.recovery.restore import RestoredFiles, RestoreRequest, look_ahead, restore_files
 from cloudsave.repository.lineage import Lineage
@@ -113,7 +114,7 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
     log_file_bytes = history.backups[-1].log_file_bytes
     indexes = IndexReader(parts.lineage, parts.dialect, log_file_bytes=log_file_bytes)
     begun_in = None if extracts else given["into"]
-    plan = plan_or_continue(target, lambda one: plan_recovery(one, history, indexes), begun_in)
+    plan = plan_or_continue(target, lambda one: plan_past_damage(one, history, indexes), begun_in)
     reader = BackupReader(parts.lineage, parts.lineage.manifest(plan.backup.backup_id))
     if given["dry_run"]:
         ahead = look_ahead(reader.manifest, _request(parts, plan, given, history)) if begun_in else None

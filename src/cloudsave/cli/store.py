@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import click
 
 from cloudsave.cli.frame import Command, CommandContext, Group, with_context
+from cloudsave.cli.times import parse_instant
 from cloudsave.errors import ExitCode
 from cloudsave.store.contract import run_contract
-from cloudsave.store.open import open_store
+from cloudsave.store.open import open_store, open_versions
 
 PREFIX = "cloudsave-validate"
 
@@ -59,6 +62,35 @@ def validate(context: CommandContext, url: str | None) -> ExitCode:
         human,
     )
     return ExitCode.DONE if kept else ExitCode.FINDINGS
+
+
+@store.command("rewind", cls=Command)
+@click.argument("url", metavar="[URL]", required=False)
+@click.option("--to", "to", required=True, metavar="TIME", help="The state of this instant is wanted.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@with_context
+def rewind(context: CommandContext, url: str | None, to: str, *, dry_run: bool) -> None:
+    """
+    Bring back what was deleted or overwritten in an S3 bucket with versions, as it was at an instant.
+
+    For a bucket with Object Lock this undoes whatever somebody did with stolen credentials: locked versions
+    are still there. Nothing is deleted; objects that were stored later stay. May be run again.
+    """
+    bucket = open_versions(url or context.repository_url())
+    instant = parse_instant(to, zone_name=context.zone_name)
+    days = context.config.repository.lock_days
+    until = None if days is None else context.clock.now() + timedelta(days=days)
+    changes = list(bucket.rewind(instant, lock_until=until, dry_run=dry_run))
+    done = [one for one in changes if one.kind != "left"]
+    output = context.output
+
+    def human() -> None:
+        for one in done:
+            output.line(f"{'would be ' if dry_run else ''}{one.kind}: {one.name}")
+        left = len(changes) - len(done)
+        output.line(f"{len(done)} objects {'would be ' if dry_run else ''}changed, {left} younger ones left")
+
+    output.emit({"url": bucket.url, "to": instant, "dry_run": dry_run, "changes": changes}, human)
 
 
 def _yes(promised: bool) -> str:

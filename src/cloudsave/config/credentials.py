@@ -71,6 +71,13 @@ def read_recovery_key_file(path: Path) -> str:
     return _identity(_read(path, private=True), place=f'file "{path}"')
 
 
+def read_private_lines(path: Path) -> list[str]:
+    """The lines of a private file, without empty ones and comments. Raises: ConfigurationError."""
+    text = _text(_read(path, private=True), place=f'file "{path}"')
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def run_passphrase_command(command: str) -> str:
     """What a program prints, which is started without a shell. Raises: ConfigurationError."""
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cloudsave.config.files import SYSTEM_FILE, ConfigFile, candidate_files, read_file
-from cloudsave.config.model import Config, PostgresqlConfig, RepositoryConfig, SourceConfig
+from cloudsave.config.model import Config, NotifyConfig, PostgresqlConfig, RepositoryConfig, SourceConfig
 from cloudsave.config.options import (
     ENVIRONMENT_PREFIX,
     GLOBAL_OPTIONS,
@@ -286,8 +286,16 @@ def _build(settings: Settings, sources: Mapping[str, Settings], files: tuple[Pat
             passphrase_file=_path(values["repository.passphrase_file"]),
             passphrase_command=_optional(str, values["repository.passphrase_command"]),
             recovery_key_file=_path(values["repository.recovery_key_file"]),
+            lock_days=_optional(int, values["repository.lock_days"]),
         ),
         postgresql=PostgresqlConfig(bin_directory=_path(values["postgresql.bin_directory"])),
+        notify=NotifyConfig(
+            webhook_url=_optional(str, values["notify.webhook_url"]),
+            webhook_key_file=_path(values["notify.webhook_key_file"]),
+            apprise_file=_path(values["notify.apprise_file"]),
+            heartbeat_url=_optional(str, values["notify.heartbeat_url"]),
+            heartbeat_seconds=_of(float, values["notify.heartbeat_seconds"]),
+        ),
         compression_level=_of(int, values["compression_level"]),
         workers=_optional(int, values["workers"]) or workers_default(),
         rate_limit_bytes_per_second=_optional(int, values["rate_limit_bytes_per_second"]),
@@ -320,6 +328,7 @@ def _build_sources(sources: Mapping[str, Settings], rpo_seconds: float) -> Mappi
             checkpoint=_of(str, values["checkpoint"]),
             mode=_of(str, values["mode"]),
             rpo_seconds=_optional(float, values["rpo_seconds"]) or rpo_seconds,
+            canary_seconds=_of(float, values["canary_seconds"]),
             backup_url=_optional(str, values["backup_url"]),
         )
         other = slots.setdefault((source.url, source.slot), name)

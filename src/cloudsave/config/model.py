@@ -17,6 +17,18 @@ class RepositoryConfig:
     passphrase_file: Path | None = None
     passphrase_command: str | None = None
     recovery_key_file: Path | None = None
+    lock_days: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyConfig:
+    """Who is told of alarms, and where the secrets for that are."""
+
+    webhook_url: str | None = field(default=None, repr=False)
+    webhook_key_file: Path | None = None
+    apprise_file: Path | None = None
+    heartbeat_url: str | None = field(default=None, repr=False)
+    heartbeat_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +43,8 @@ class SourceConfig:
     mode: str
     """`auto`, `local` or `remote`."""
     rpo_seconds: float
+    canary_seconds: float = 15.0
+    """Between two canaries; 0: none."""
     backup_url: str | None = None
     """Where base backups are read, if not at `url`."""
 
@@ -61,5 +75,6 @@ class Config:
     timezone: str | None
     spool_directory: Path | None
     retry_deadline_seconds: float
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     sources: Mapping[str, SourceConfig] = field(default_factory=dict)
     files: tuple[Path, ...] = ()

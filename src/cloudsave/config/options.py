@@ -117,6 +117,14 @@ GLOBAL_OPTIONS = (
         variable="CLOUDSAVE_RECOVERY_KEY_FILE",
     ),
     Option(
+        "repository.lock_days",
+        Kind.INTEGER,
+        "Days for which S3 Object Lock keeps each object from deletion; renewed for what a backup reuses.",
+        default_text="no lock",
+        minimum=1,
+        maximum=36500,
+    ),
+    Option(
         "compression_level",
         Kind.INTEGER,
         "Level of zstd. Each level above 3 costs much time for few bytes.",
@@ -189,6 +197,34 @@ GLOBAL_OPTIONS = (
         maximum=86400,
     ),
     Option(
+        "notify.webhook_url",
+        Kind.TEXT,
+        "Where alarms of a running capture are sent to, as signed JSON: https://...",
+    ),
+    Option(
+        "notify.webhook_key_file",
+        Kind.PATH,
+        "File that holds the key that webhooks are signed with; must be readable by its owner alone.",
+    ),
+    Option(
+        "notify.apprise_file",
+        Kind.PATH,
+        "File with a URL of Apprise on each line, to which alarms go too; readable by its owner alone.",
+    ),
+    Option(
+        "notify.heartbeat_url",
+        Kind.TEXT,
+        "Asked for as long as capture is well; a service that misses it raises the alarm.",
+    ),
+    Option(
+        "notify.heartbeat_seconds",
+        Kind.NUMBER,
+        "Between two heartbeats.",
+        default=30.0,
+        minimum=1,
+        maximum=86400,
+    ),
+    Option(
         "postgresql.bin_directory",
         Kind.PATH,
         "Directory of the PostgreSQL programs that start a restored server.",
@@ -208,6 +244,15 @@ SOURCE_OPTIONS = (
         Kind.TEXT,
         "Server that base backups are read from, such as a standby of `url`.",
         default_text="`url`",
+        per_source=True,
+    ),
+    Option(
+        "canary_seconds",
+        Kind.NUMBER,
+        "Between two small commits of ours that capture awaits in the repository; 0: none.",
+        default=15.0,
+        minimum=0,
+        maximum=3600,
         per_source=True,
     ),
     Option(

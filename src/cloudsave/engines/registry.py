@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cloudsave.engines.directory_api import DirectoryInspector
     from cloudsave.engines.extract_api import Extractor
     from cloudsave.engines.search_api import LogSearch
+    from cloudsave.engines.watch_api import SourceWatch
 
 SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql"}
 """URL scheme to engine."""
@@ -77,6 +78,15 @@ def collation_inspector(name: str) -> CollationInspector:
 
         return PostgresCollationInspector()
     raise UnusableUrl(f"cannot ask servers of engine {name!r}", hints=["use a newer release of cloudsave"])
+
+
+def source_watch(url: str) -> SourceWatch:
+    """The engine's way to watch a source; connects to nothing. Raises: UnusableUrl."""
+    if SCHEMES.get(url.partition("://")[0]) == "postgresql":
+        from cloudsave.engines.postgresql.watch import PostgresWatch
+
+        return PostgresWatch(url)
+    raise UnusableUrl("cannot watch a source of this URL scheme")
 
 
 def log_search(name: str, *, server_version: str, log_file_bytes: int) -> LogSearch:

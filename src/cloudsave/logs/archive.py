@@ -20,6 +20,7 @@ from cloudsave.errors import (
     LogConflict,
     LogHole,
     LogNotInArchive,
+    ObjectMissing,
     RecoveryError,
     SourceUnreadable,
     UsageError,
@@ -30,6 +31,7 @@ from cloudsave.model.history import Ancestry
 from cloudsave.model.ledger import Cover, Ledger, read_extents
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.log_copies import reading_copies
 
 FIRST_BRANCH = "00000001"
 """The branch that has no history file by nature."""
@@ -91,7 +93,8 @@ def fetch(
     cover = Ledger(lineage.logs_near(begin.branch, begin.offset)).cover(own, begin.offset, last)
     if not cover.complete:
         cover = _cover_with_parents(lineage, dialect, name, begin, last, needed_until)
-    stored = read_extents(lineage.read_log, cover.extents)
+    segments = lineage.logs_near(begin.branch, begin.offset)
+    stored = read_extents(reading_copies(lineage.read_log, segments), cover.extents)
     # A server asks for a file to be put into a directory of its data directory.
     server = destination.absolute().parent.parent
     until = log_file_bytes if needed_until is None else needed_until - begin.offset
@@ -192,9 +195,8 @@ def _read(path: Path) -> bytes:
 
 
 def _history(lineage: Lineage, branch: str) -> bytes:
-    found = lineage.histories().get(branch)
-    if found is not None:
-        return found
+    with suppress(ObjectMissing):
+        return lineage.history(branch)
     if branch != FIRST_BRANCH and any(segment.branch == branch for segment in lineage.logs()):
         raise IntegrityError(
             f"history of branch {branch} is missing",
@@ -212,7 +214,11 @@ def _cover_with_parents(
     lies beyond the end of the branch. Raises: LogNotInArchive, LogHole.
     """
     ledger = Ledger(lineage.logs())
-    ancestry = Ancestry({b: dialect.parse_history(raw) for b, raw in lineage.histories().items()})
+    histories = lineage.readable_histories()
+    damaged = [one for one in lineage.branches_with_history() if one not in histories]
+    if begin.branch in damaged:
+        lineage.history(begin.branch)
+    ancestry = Ancestry({b: dialect.parse_history(raw) for b, raw in histories.items()})
     path = ancestry.lineage_of(begin.branch)
     switch = path[-1][1]
     if last <= file_begin(switch, last - begin.offset):
@@ -233,6 +239,9 @@ def _cover_with_parents(
             detail=f"Branch {cover.branch} is known up to {known_end:#x}; {cover.end:#x} is not stored.",
             hints=["`cloudsave ranges NAME` shows what can be recovered"],
         )
+    if damaged:
+        # It may tell that this branch goes on: then this is a hole, and not the end.
+        lineage.history(damaged[0])
     if cover.end <= begin.offset:
         raise LogNotInArchive(f"log file {name} is beyond the end of the archive")
     return cover

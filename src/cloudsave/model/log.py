@@ -14,11 +14,16 @@ import numpy.typing as npt
 from cloudsave.model.changes import LogChanges
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+INSTANT_US_MAX = 253_402_300_799_999_999
+"""Limit: the last instant of the year 9999."""
 
 
 def instant_from_us(microseconds: int) -> datetime:
-    """An aware UTC instant from microseconds since 1970."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    """
+    An aware UTC instant from microseconds since 1970; one after the year 9999, which only a broken clock or a
+    stranger's object has, is shown as the last that there is.
+    """
+    return _EPOCH + timedelta(microseconds=min(microseconds, INSTANT_US_MAX))
 
 
 def us_from_instant(instant: datetime) -> int:

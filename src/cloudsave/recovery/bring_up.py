@@ -26,6 +26,7 @@ from cloudsave.recovery.reach import instant_text
 from cloudsave.recovery.replay import READERS, READERS_DISTANT, Feeder, replay_log
 from cloudsave.recovery.restore import finish_restore
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.log_copies import reading_copies
 from cloudsave.telemetry import Progress
 
 SLICE_SECONDS = 1.0
@@ -118,7 +119,7 @@ def bring_up(
     replayed_end = plan.stop.replayed_max if plan.stop.inclusive else plan.stop.recovery_end
     feeder = Feeder(
         replay_log(plan, context.dialect),
-        context.lineage.read_log,
+        reading_copies(context.lineage.read_log, context.lineage.logs()),
         spool=_spool(directory, options),
         dialect=context.dialect,
         check=lambda begin, log: context.dialect.check_replay(
@@ -128,7 +129,7 @@ def bring_up(
         clock=context.clock,
     )
     try:
-        feeder.open(context.lineage.histories(), uid=owner.st_uid, gid=owner.st_gid)
+        feeder.open(context.lineage.readable_histories(), uid=owner.st_uid, gid=owner.st_gid)
         request = server_request(plan, directory, fetch_command=feeder.command(), options=options)
         context.target.configure(request)
         context.target.start()

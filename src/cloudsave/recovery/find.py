@@ -28,6 +28,7 @@ from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.history import BackupSummary, History, IndexReader
 from cloudsave.recovery.reach import Reach, instant_text
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.log_copies import reading_copies
 from cloudsave.repository.reader import BackupReader
 from cloudsave.telemetry import Progress
 
@@ -495,6 +496,7 @@ def _part_of(extent: Extent, log: memoryview, begin: int, until: int | None = No
 
 def read_ahead(extents: Sequence[Extent], context: FindContext) -> Iterator[tuple[Extent, memoryview]]:
     """The log of extents in order, fetched and opened by threads while the caller works."""
+    read = reading_copies(context.lineage.read_log, context.history.segments)
     with ThreadPoolExecutor(context.workers, thread_name_prefix="find") as pool:
         waiting: list[tuple[Extent, Future[bytes]]] = []
         ahead_bytes, following = 0, 0
@@ -502,7 +504,7 @@ def read_ahead(extents: Sequence[Extent], context: FindContext) -> Iterator[tupl
             while following < len(extents) or waiting:
                 while following < len(extents) and (not waiting or ahead_bytes < READ_AHEAD_BYTES_MAX):
                     extent = extents[following]
-                    waiting.append((extent, pool.submit(context.lineage.read_log, extent.segment)))
+                    waiting.append((extent, pool.submit(read, extent.segment)))
                     ahead_bytes += extent.segment.last - extent.segment.first
                     following += 1
                 extent, log = waiting.pop(0)

@@ -79,6 +79,8 @@ class History:
     holes: tuple[LogHole, ...] = ()
     unreadable: tuple[str, ...] = ()
     """Backups whose manifests are damaged."""
+    unreadable_branches: tuple[str, ...] = ()
+    """Branches whose history files are damaged."""
     first_branch: str = FIRST_BRANCH
     position_text: Callable[[Position], str] = _plain_text
     """Positions in the engine's text form."""
@@ -103,10 +105,10 @@ def summary_of(manifest: Manifest) -> BackupSummary:
 
 def read_history(lineage: Lineage, dialect: Dialect) -> History:
     """
-    Read what is stored of a lineage. A damaged manifest stops nothing but the use of its own backup.
+    Read what is stored of a lineage. A damaged manifest stops nothing but the use of its own backup, a
+    damaged history nothing but the use of its branch.
 
-    Raises: TargetUnreachable where there is no backup; IntegrityError where none can be read, and where a
-    branch's history is damaged: the wrong branch could be followed.
+    Raises: TargetUnreachable where there is no backup; IntegrityError where none can be read.
     """
     backup_ids = lineage.backup_ids()
     read = map_ahead(partial(_summary_or_error, lineage), backup_ids, in_flight=MANIFESTS_IN_FLIGHT)
@@ -120,13 +122,15 @@ def read_history(lineage: Lineage, dialect: Dialect) -> History:
             f"lineage {lineage.id!r} has no backup to restore",
             hints=["`cloudsave backup NAME` takes one", "`cloudsave list` shows what is stored"],
         )
-    ancestors = {branch: dialect.parse_history(raw) for branch, raw in lineage.histories().items()}
+    histories = lineage.readable_histories()
+    ancestors = {branch: dialect.parse_history(raw) for branch, raw in histories.items()}
     return History(
         backups=tuple(backups),
         segments=tuple(lineage.logs()),
         ancestry=Ancestry(ancestors),
         holes=_known_holes(lineage),
         unreadable=tuple(unreadable),
+        unreadable_branches=tuple(sorted(set(lineage.branches_with_history()) - set(histories))),
         position_text=dialect.format_position,
     )
 
@@ -157,11 +161,17 @@ class IndexReader:
         self._dialect = dialect
         self._log_file_bytes = log_file_bytes
         self._known: dict[LogSegment, LogIndex] = {}
+        self.unreadable: set[LogSegment] = set()
+        """Segments whose index could not be opened."""
 
     def __call__(self, segment: LogSegment) -> LogIndex:
         """The index as stored."""
         if segment not in self._known:
-            self._known[segment] = self._lineage.log_index(segment)
+            try:
+                self._known[segment] = self._lineage.log_index(segment)
+            except IntegrityError:
+                self.unreadable.add(segment)
+                raise
         return self._known[segment]
 
     def last_record(self, segment: LogSegment, end: int) -> int | None:

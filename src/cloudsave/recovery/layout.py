@@ -1,8 +1,8 @@
 """
 Where the things of a backup go in the file system. Pure but for looking at what is there already.
 
-Invariant: nothing is ever written outside of the directory asked for, its `.config` sibling, and the
-directories that tablespaces are mapped to: a manifest's paths are checked, not trusted.
+Invariant: nothing is ever written outside of the directory asked for, its `.config` sibling, and the PG_...
+directories below the places of tablespaces: a manifest's paths are checked, not trusted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from cloudsave.model.item import ItemKind
 from cloudsave.model.manifest import FileEntry, Manifest
 
 TABLESPACES = "pg_tblspc"
+OWN_DIRECTORY = "PG_"
+"""How the directory begins that holds all files of a tablespace. A manifest names the place of a tablespace
+itself: one who made it up must not get a file with a name of his choice into a directory of this machine."""
 CONTROL_FILES = frozenset({"global/pg_control"})
 """Files without which no server starts on the directory: they come last."""
 REPLACED_FILES = frozenset({"tablespace_map"})
@@ -37,6 +40,11 @@ class Layout:
             return self.config_directory / _checked(entry.path.removeprefix("/"), entry.path)
         parts = _checked(entry.path, entry.path).parts
         if len(parts) >= 2 and parts[0] == TABLESPACES and parts[1] in self.tablespaces:
+            if len(parts) > 2 and not parts[2].startswith(OWN_DIRECTORY):
+                raise IntegrityError(
+                    f"manifest puts {entry.path!r} where no server keeps files of a tablespace",
+                    hints=["was the repository tampered with? nothing was written"],
+                )
             return self.tablespaces[parts[1]].joinpath(*parts[2:])
         return self.directory.joinpath(*parts)
 

@@ -54,6 +54,16 @@ class Reach:
         return branch
 
     def _newest_branch(self) -> str:
+        damaged = self.history.unreadable_branches
+        if damaged:
+            raise IntegrityError(
+                f"history of branch {damaged[0]} is damaged",
+                detail="It may be the newest branch; another one would be followed without it.",
+                hints=[
+                    "a branch that is chosen with --branch needs only its own history",
+                    "`cloudsave verify` shows what else is damaged",
+                ],
+            )
         stored = {*self.ledger.branches(), *(one.stop.branch for one in self.history.backups)}
         return max(stored, default=self.history.first_branch)
 
@@ -61,6 +71,11 @@ class Reach:
         """Raises: TargetUnreachable where the ancestry of `branch` is not known."""
         if branch == self.history.first_branch or branch in self.history.ancestry.ancestors:
             return
+        if branch in self.history.unreadable_branches:
+            raise IntegrityError(
+                f"history of branch {branch} is damaged",
+                hints=["an older branch can be chosen with --branch"],
+            )
         raise TargetUnreachable(
             f"history of branch {branch} is not stored",
             detail="Without it a server would stay on an older branch and lose all of this one.",

@@ -277,9 +277,9 @@ class _Verification:
     def _ancestry(self) -> Ancestry:
         """What is known of it; a damaged history has been told of with the records."""
         ancestors = {}
-        for branch in self._lineage.branches_with_history():
+        for branch, raw in self._lineage.readable_histories().items():
             with suppress(IntegrityError):
-                ancestors[branch] = self._dialect.parse_history(self._lineage.history(branch))
+                ancestors[branch] = self._dialect.parse_history(raw)
         return Ancestry(ancestors)
 
     def _known_holes(self) -> list[LogHole]:

@@ -18,7 +18,7 @@ from cloudsave.engines.api import Dialect
 from cloudsave.errors import IntegrityError, ObjectMissing
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.repository.container import Kind
-from cloudsave.repository.head import HEAD_FIELDS, REPOSITORY_OBJECT
+from cloudsave.repository.head import HEAD_FIELDS, REPOSITORY_OBJECT, read_slots
 from cloudsave.repository.keys import describe_slot
 from cloudsave.repository.lineage import IDENTITY_FIELDS, Lineage
 from cloudsave.repository.plain import read_plain
@@ -78,11 +78,10 @@ def _head(store: ObjectStore) -> Iterator[Finding]:
 
 
 def _key_slots(repository: Repository) -> Iterator[Finding]:
-    infos = list(repository.store.list("keys/"))
+    slots = read_slots(repository.store)
     usable = 0
-    for info in infos:
+    for info, content in slots.items():
         name = info.name.rpartition("/")[2]
-        content = repository.store.get(info.name)
         slot = describe_slot(name, content)
         found = read_plain(content)
         if slot.type == "damaged" or found is None or not found.as_written:
@@ -94,7 +93,7 @@ def _key_slots(repository: Repository) -> Iterator[Finding]:
         else:
             usable += 1
     if usable:
-        yield Finding(Severity.OK, "key slots", f"{usable} of {len(infos)} open the repository")
+        yield Finding(Severity.OK, "key slots", f"{usable} of {len(slots)} open the repository")
     else:
         yield problem("key slots", "none is intact", "restore the objects below keys/ from a copy")
 

@@ -84,6 +84,16 @@ class Kind(IntEnum):
     RECORD = 5
 
 
+PLAIN_BYTES_MAX = {
+    Kind.PACK: 1 << 30,
+    Kind.MAP: 1 << 30,
+    Kind.MANIFEST: 1 << 30,
+    Kind.LOG: 1 << 30,
+    Kind.RECORD: 16 << 20,
+}
+"""Limit: what all frames of an object that is read whole may unfold to: a small one could fill all memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameRef:
     """Where a frame stands in its object."""
@@ -376,9 +386,13 @@ def read_frames(
     frames: list[bytes] = []
     offset = HEADER_BYTES
     end = len(view) - FOOTER_BYTES
+    room = PLAIN_BYTES_MAX[kind]
     for number in range(footer.frame_count):
         last = number == footer.frame_count - 1
         plain, length = reader.open(view[offset:end], number=number, last=last)
+        room -= len(plain)
+        if room < 0:
+            raise _damaged(name, f"it unfolds to more than {PLAIN_BYTES_MAX[kind]} bytes")
         frames.append(plain)
         offset += length
     if not frames or offset != end:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudsave.errors import FormatUnsupported, IntegrityError, NoRepository, ObjectMissing, WrongKey
-from cloudsave.repository.keys import Secret, open_slots
+from cloudsave.repository.keys import SLOT_BYTES_MAX, Secret, open_slots
 from cloudsave.repository.plain import read_plain
-from cloudsave.store.api import ObjectStore
+from cloudsave.store.api import ObjectInfo, ObjectStore
 
 REPOSITORY_OBJECT = "cloudsave.json"
+KEYS = "keys/"
 FORMAT_VERSION = 1
 HEAD_FIELDS = ("format", "repository_id", "key_id", "features", "created_utc")
 KNOWN_FEATURES: frozenset[str] = frozenset()
@@ -45,8 +46,18 @@ def unlock(store: ObjectStore, secret: Secret) -> UnlockedKey:
             "no passphrase or recovery key was given",
             hints=["set CLOUDSAVE_PASSPHRASE_FILE, or repository.passphrase_file in the configuration"],
         )
-    slots = [store.get(info.name) for info in store.list("keys/")]
+    slots = list(read_slots(store).values())
     return UnlockedKey(head["repository_id"], open_slots(slots, head["key_id"], secret))
+
+
+def read_slots(store: ObjectStore) -> dict[ObjectInfo, bytes]:
+    """
+    All key slots, in name order; the content of one that is too large to be one is left out, so that nobody
+    can exhaust memory with it.
+    """
+    return {
+        info: store.get(info.name) if info.size_bytes <= SLOT_BYTES_MAX else b"" for info in store.list(KEYS)
+    }
 
 
 def read_head(store: ObjectStore) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import base64
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyrage
@@ -35,6 +36,9 @@ ARGON2_MEMORY_KIB_MAX = 4 << 20
 ARGON2_ITERATIONS_MAX = 64
 ARGON2_LANES_MAX = 64
 PASSPHRASE_CHARS_MIN = 8
+SLOT_BYTES_MAX = 64 << 10
+"""Limit: a larger object below keys/ is no slot."""
+_AGE_BEGIN = b"age-encryption.org/v1\n"
 _ASSOCIATED = b"cloudsave v1 key slot"
 _DERIVING = threading.Lock()
 """OpenSSL's Argon2 (seen in 4.0) is for one thread at a time: of two one fails, or both wait for ever."""
@@ -72,14 +76,17 @@ class KeySlot:
     recipient: str
     key_id: str = ""
     """Of the key that it wraps."""
+    stored_utc: datetime | None = None
+    """When it was stored, by the store's clock."""
 
 
-def describe_slot(slot_id: str, content: bytes) -> KeySlot:
+def describe_slot(slot_id: str, content: bytes, *, stored_utc: datetime | None = None) -> KeySlot:
     """What a slot is for."""
     slot = _decode_slot(content)
     if slot is None:
-        return KeySlot(slot_id, "damaged", "")
-    return KeySlot(slot_id, str(slot["type"]), str(slot.get("recipient", "")), str(slot.get("key_id", "")))
+        return KeySlot(slot_id, "damaged", "", stored_utc=stored_utc)
+    recipient, wrapped = str(slot.get("recipient", "")), str(slot.get("key_id", ""))
+    return KeySlot(slot_id, str(slot["type"]), recipient, wrapped, stored_utc)
 
 
 def new_recovery_key() -> RecoveryKey:
@@ -136,8 +143,10 @@ def open_slots(slots: Sequence[bytes], wanted_key_id: str, secret: Secret) -> by
     """
     The repository key, from the first slot that `secret` opens.
 
-    Raises: WrongKey where no intact slot opens; IntegrityError where none is intact or the opened key is
-    another one.
+    Invariant: a slot that a stranger added stops nobody, whatever is in it. *Who may only add objects could
+    otherwise lock everybody out.*
+    Raises: WrongKey where no intact slot opens; IntegrityError where none is intact (and well-formed), or
+    the opened key is another one.
     """
     parsed = [slot for slot in map(_decode_slot, slots) if slot is not None]
     mine = [slot for slot in parsed if slot.get("key_id") == wanted_key_id]
@@ -147,21 +156,26 @@ def open_slots(slots: Sequence[bytes], wanted_key_id: str, secret: Secret) -> by
             detail=f"{len(slots)} slots were found, {len(parsed)} undamaged, none for this repository's key.",
             hints=["restore the objects below keys/ from a copy of the repository"],
         )
-    for slot in mine:
+    foreign = False
+    for slot in sorted(mine, key=_work):
         key = _try_slot(slot, secret)
-        if key is not None:
-            if key_id(key) != wanted_key_id:
-                raise IntegrityError(
-                    "key slot wraps another key than it says", hints=["was keys/ tampered with?"]
-                )
+        if key is not None and key_id(key) == wanted_key_id:
             return key
+        foreign = foreign or key is not None
+    if foreign:
+        raise IntegrityError("key slot wraps another key than it says", hints=["was keys/ tampered with?"])
     raise _nothing_opens(mine, secret, damaged=len(slots) - len(parsed))
+
+
+def _work(slot: dict[str, Any]) -> int:
+    """What trying a slot costs, so that those which a stranger made dear come last."""
+    return int(slot["memory_kib"] * slot["iterations"]) if slot["type"] == "argon2id" else 0
 
 
 def _nothing_opens(mine: Sequence[dict[str, Any]], secret: Secret, *, damaged: int) -> IntegrityError:
     """Whether the secret is wrong, or the slot that it would have opened is damaged."""
     kind, slot_type = ("recovery key", "age") if secret.recovery_key else ("passphrase", "argon2id")
-    tried = sum(slot.get("type") == slot_type for slot in mine)
+    tried = sum(slot["type"] == slot_type for slot in mine)
     if damaged and not tried:
         return IntegrityError(
             f"no intact key slot is one for a {kind}",
@@ -177,28 +191,14 @@ def _nothing_opens(mine: Sequence[dict[str, Any]], secret: Secret, *, damaged: i
 
 
 def _try_slot(slot: dict[str, Any], secret: Secret) -> bytes | None:
-    try:
-        if slot["type"] == "argon2id" and secret.passphrase is not None:
-            return _try_passphrase(slot, secret.passphrase)
-        if slot["type"] == "age" and secret.recovery_key is not None:
-            return _try_age(slot, secret.recovery_key)
-    except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(
-            "key slot is malformed",
-            detail=f"It lacks a field or has a strange one: {error}.",
-            hints=["was keys/ tampered with?"],
-        ) from error
+    if slot["type"] == "argon2id" and secret.passphrase is not None:
+        return _try_passphrase(slot, secret.passphrase)
+    if slot["type"] == "age" and secret.recovery_key is not None:
+        return _try_age(slot, secret.recovery_key)
     return None
 
 
 def _try_passphrase(slot: dict[str, Any], passphrase: str) -> bytes | None:
-    too_much = (
-        slot["memory_kib"] > ARGON2_MEMORY_KIB_MAX
-        or slot["iterations"] > ARGON2_ITERATIONS_MAX
-        or slot["lanes"] > ARGON2_LANES_MAX
-    )
-    if too_much:
-        raise IntegrityError("key slot asks for more work than is sane", hints=["was keys/ tampered with?"])
     wrapping = _argon2(passphrase, _bytes(slot["salt"]), slot)
     try:
         return AESGCM(wrapping).decrypt(_bytes(slot["nonce"]), _bytes(slot["wrapped"]), _ASSOCIATED)
@@ -238,9 +238,32 @@ def _encode_slot(slot: dict[str, Any], repository_key: bytes) -> bytes:
 
 
 def _decode_slot(content: bytes) -> dict[str, Any] | None:
-    """The slot, or None where it is damaged: another slot may do."""
+    """The slot, or None where it is damaged, malformed or asks for too much: another slot may do."""
+    if len(content) > SLOT_BYTES_MAX:
+        return None
     found = read_plain(content)
-    return found.fields if found is not None and found.intact else None
+    return found.fields if found is not None and found.intact and _is_well_formed(found.fields) else None
+
+
+def _is_well_formed(slot: dict[str, Any]) -> bool:
+    """Whether all fields of the slot's type are there and within limits, so that it can be tried."""
+    try:
+        if slot["type"] == "age":
+            return _bytes(slot["wrapped"]).startswith(_AGE_BEGIN)
+        lanes = slot["lanes"]
+        return (
+            slot["type"] == "argon2id"
+            and _within(lanes, 1, ARGON2_LANES_MAX)
+            and _within(slot["iterations"], 1, ARGON2_ITERATIONS_MAX)
+            and _within(slot["memory_kib"], 8 * lanes, ARGON2_MEMORY_KIB_MAX)
+            and [len(_bytes(slot[name])) for name in ("salt", "nonce", "wrapped")] == [16, 12, 48]
+        )
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _within(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
 
 
 def _text(content: bytes) -> str:

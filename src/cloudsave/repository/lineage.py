@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from cloudsave.model.log import LogHole, LogIndex, LogSegment
 from cloudsave.model.manifest import Manifest
 from cloudsave.model.position import Position
 from cloudsave.repository.container import (
+    PLAIN_BYTES_MAX,
     REVOCATION_BYTES,
     ContainerWriter,
     Kind,
@@ -34,10 +36,6 @@ from cloudsave.repository.log_objects import (
 from cloudsave.repository.manifests import decode_manifest, encode_manifest
 from cloudsave.repository.plain import read_plain, write_plain
 from cloudsave.store.api import Buffer, ObjectInfo, ObjectStore
-
-RECORD_BYTES_MAX = 16 << 20
-"""Limit: size of a history, pin or hole record."""
-
 
 IDENTITY_FIELDS = ("engine", "system_identifier", "source", "first_seen_utc", "public_key")
 
@@ -178,6 +176,14 @@ class Lineage:
         """Raw history files by branch. Raises: IntegrityError where one is damaged."""
         return {branch: self.history(branch) for branch in self.branches_with_history()}
 
+    def readable_histories(self) -> dict[str, bytes]:
+        """Raw history files by branch, but for damaged ones."""
+        found = {}
+        for branch in self.branches_with_history():
+            with suppress(IntegrityError):
+                found[branch] = self.history(branch)
+        return found
+
     def branches_with_history(self) -> list[str]:
         """The branches whose history files are stored."""
         names = [info.name.split("/") for info in self.store.list(self.root + "logs/")]
@@ -218,7 +224,7 @@ class Lineage:
             return int(fields["offset"]), bytes.fromhex(fields["bytes"])
         except ObjectMissing:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise IntegrityError(f"record {self.root + name!r} is malformed") from error
 
     def put_hole(self, hole: LogHole) -> None:
@@ -236,7 +242,11 @@ class Lineage:
             parts = info.name.split("/")
             if len(parts) == 6 and parts[4] == "holes":
                 fields = self.get_record_json("/".join(parts[2:]))
-                found.append(LogHole(parts[3], fields["first"], fields["last"], fields["cause"]))
+                try:
+                    hole = LogHole(parts[3], int(fields["first"]), int(fields["last"]), str(fields["cause"]))
+                except (KeyError, ValueError, TypeError, OverflowError) as error:
+                    raise IntegrityError(f"record {info.name!r} is malformed") from error
+                found.append(hole)
         return found
 
     # ---- base backups
@@ -338,11 +348,11 @@ class Lineage:
         """A record that `put_record_json` stored. Raises: ObjectMissing, IntegrityError."""
         try:
             return dict(json.loads(self._get_record(name)))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise IntegrityError(f"record {self.root + name!r} is malformed") from error
 
     def _put_record(self, name: str, content: bytes) -> None:
-        if len(content) > RECORD_BYTES_MAX:
+        if len(content) > PLAIN_BYTES_MAX[Kind.RECORD]:
             raise IntegrityError(f"record {name!r} is too large", detail=f"It has {len(content)} bytes.")
         self.put_blob(name, Kind.RECORD, content)
 

@@ -189,16 +189,25 @@ def _decode_index(name: str, segment: LogSegment, plain: bytes) -> LogIndex:
         columns = np.frombuffer(plain, "<i8", 4 * count, 4 + length).reshape(4, count)
         points = tuple(RestorePoint(*point) for point in head["restore_points"])
         changes = _decode_changes(head.get("changes"), plain, 4 + length + columns.nbytes)
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+        index = LogIndex(
+            commits=Commits(columns.astype(np.int64, copy=False)),
+            restore_points=points,
+            record_first=None if head["record_first"] is None else _integer(head, "record_first"),
+            record_last=None if head["record_last"] is None else _integer(head, "record_last"),
+            records_end=_integer(head, "records_end"),
+            complete_until_us=_integer(head, "complete_until_us"),
+            changes=changes,
+        )
+        named = (head["branch"], head["first"], head["last"])
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError, struct.error) as error:
         raise IntegrityError(f"object {name!r} is damaged", detail="Its index is malformed.") from error
-    if (head["branch"], head["first"], head["last"]) != (segment.branch, segment.first, segment.last):
+    if named != (segment.branch, segment.first, segment.last):
         raise IntegrityError(f"object {name!r} is damaged", detail="Its index names another stretch of log.")
-    return LogIndex(
-        commits=Commits(columns.astype(np.int64, copy=False)),
-        restore_points=points,
-        record_first=head["record_first"],
-        record_last=head["record_last"],
-        records_end=head["records_end"],
-        complete_until_us=head["complete_until_us"],
-        changes=changes,
-    )
+    return index
+
+
+def _integer(head: dict[str, Any], name: str) -> int:
+    """A field of the head. Raises: TypeError, KeyError."""
+    if type(head[name]) is not int:
+        raise TypeError(f"{name} is no integer")
+    return int(head[name])

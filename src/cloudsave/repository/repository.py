@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cloudsave.clock import Clock
-from cloudsave.errors import ObjectExists, RepositoryExists, StoreUnfit
+from cloudsave.errors import IntegrityError, ObjectExists, RepositoryExists, StoreUnfit, UsageError
 from cloudsave.repository.crypto import KEY_BYTES, LineageKeys
-from cloudsave.repository.head import FORMAT_VERSION, REPOSITORY_OBJECT, UnlockedKey, unlock
+from cloudsave.repository.head import (
+    FORMAT_VERSION,
+    KEYS,
+    REPOSITORY_OBJECT,
+    UnlockedKey,
+    read_slots,
+    unlock,
+)
 from cloudsave.repository.keys import (
     KeySlot,
     RecoveryKey,
@@ -17,6 +24,7 @@ from cloudsave.repository.keys import (
     describe_slot,
     key_id,
     new_recovery_key,
+    open_slots,
     passphrase_slot,
     recipient_slot,
 )
@@ -81,7 +89,7 @@ class Repository:
         if passphrase is not None:
             slots.append(passphrase_slot(repository_key, passphrase, clock=clock))
         for slot in slots:
-            store.put(f"keys/{clock.random_bytes(8).hex()}", [slot])
+            store.put(f"{KEYS}{clock.random_bytes(8).hex()}", [slot])
         repository_id = clock.random_bytes(16).hex()
         head = {
             "format": FORMAT_VERSION,
@@ -121,22 +129,74 @@ class Repository:
         return Lineage(self.store, LineageKeys.derive(self._key, lineage_id), clock=self._clock)
 
     def key_slots(self) -> list[KeySlot]:
-        """The slots that wrap this repository's key; damaged ones are named so."""
+        """The slots that wrap this repository's key, by id; damaged and left-over ones are among them."""
         return [
-            describe_slot(info.name.rpartition("/")[2], self.store.get(info.name))
-            for info in self.store.list("keys/")
+            describe_slot(info.name[len(KEYS) :], content, stored_utc=info.modified_utc)
+            for info, content in read_slots(self.store).items()
         ]
 
-    def add_passphrase(self, passphrase: str) -> None:
-        """One more slot that a passphrase opens."""
-        self._put_slot(passphrase_slot(self._key, passphrase, clock=self._clock))
+    def add_passphrase(self, passphrase: str) -> str:
+        """One more slot that a passphrase opens; its id."""
+        return self._put_slot(
+            passphrase_slot(self._key, passphrase, clock=self._clock), Secret(passphrase=passphrase)
+        )
 
-    def add_recipient(self, recipient: str) -> None:
-        """One more slot that the owner of an age recipient opens."""
-        self._put_slot(recipient_slot(self._key, recipient))
+    def add_recipient(self, recipient: str) -> str:
+        """One more slot that the owner of an age recipient opens; its id."""
+        return self._put_slot(recipient_slot(self._key, recipient), None)
 
-    def _put_slot(self, slot: bytes) -> None:
-        self.store.put(f"keys/{self._clock.random_bytes(8).hex()}", [slot])
+    def add_recovery_key(self, recovery_key: RecoveryKey) -> str:
+        """One more slot that a recovery key opens; its id."""
+        return self._put_slot(
+            recipient_slot(self._key, recovery_key.recipient), Secret(recovery_key=recovery_key.identity)
+        )
+
+    def remove_slots(
+        self, slot_ids: Collection[str], *, secret: Secret | None = None, dry_run: bool = False
+    ) -> None:
+        """
+        Remove key slots; what they opened stays sealed with the same key. With `secret`, what is left must
+        open by it: a stranger's slot may look like one of ours.
+
+        Raises: UsageError for a slot that is not there, or where too little would be left; StorePermission
+        where the store lets nobody delete: then the slots go on opening the repository.
+        """
+        contents = {info.name[len(KEYS) :]: content for info, content in read_slots(self.store).items()}
+        unknown = sorted(set(slot_ids) - set(contents))
+        if unknown:
+            raise UsageError(
+                f"unknown key slot {unknown[0]!r}", hints=["`cloudsave key list` shows the slots"]
+            )
+        left = [content for slot_id, content in contents.items() if slot_id not in slot_ids]
+        if not self._opens(left, secret):
+            raise UsageError(
+                "cannot remove the key slots: what is left does not open the repository",
+                detail="It is not enough that a slot is left; the secret that you use must open it.",
+                hints=["use another secret, which stays, or add one: `cloudsave key add`"],
+            )
+        for slot_id in [] if dry_run else sorted(slot_ids):
+            self.store.delete(KEYS + slot_id)
+
+    def _opens(self, slots: Sequence[bytes], secret: Secret | None) -> bool:
+        """Whether `secret` opens one of the slots; without one, whether any is of this repository's key."""
+        if secret is None:
+            return any(describe_slot("", slot).key_id == self.key_id for slot in slots)
+        try:
+            return open_slots(slots, self.key_id, secret) == self._key
+        except IntegrityError:
+            return False
+
+    def _put_slot(self, slot: bytes, secret: Secret | None) -> str:
+        """
+        Store a slot and read it back, so that nobody relies on one which does not open; by `secret` it is
+        opened, too. Raises: IntegrityError.
+        """
+        slot_id = self._clock.random_bytes(8).hex()
+        self.store.put(KEYS + slot_id, [slot])
+        stored = self.store.get(KEYS + slot_id)
+        if stored != slot or (secret and open_slots([stored], self.key_id, secret) != self._key):
+            raise IntegrityError(f"key slot {slot_id!r} does not read back as it was stored")
+        return slot_id
 
 
 def _prove_conditional_put(store: ObjectStore, content: bytes) -> None:
@@ -156,7 +216,7 @@ def _refuse_foreign_content(store: ObjectStore) -> None:
     for info in store.list(""):
         if info.name == REPOSITORY_OBJECT:
             raise _exists(store)
-        if not info.name.startswith("keys/"):
+        if not info.name.startswith(KEYS):
             raise RepositoryExists(
                 f"place for the repository is not empty: {store.url}",
                 detail=f"It holds {info.name!r}, which is not part of an unfinished `cloudsave init`.",

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import itertools
 import queue
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,13 +26,14 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists
+from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists, ObjectMissing
 from cloudsave.kernels.pages import FingerprintKey, fingerprints
 from cloudsave.model.item import ContentPiece, Item, Piece, is_last
 from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
 from cloudsave.repository.container import Arena, FrameRef
 from cloudsave.repository.crypto import ZSTD_LEVEL
 from cloudsave.repository.file_maps import Blocks, FileState, MapWriter, Slot, runs_of
+from cloudsave.repository.head import KEYS, REPOSITORY_OBJECT
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.maps import BLOCK_BYTES, Fingerprints, block_count
 from cloudsave.repository.packs import PACK_BYTES_TARGET, PackBuilder, Stretch
@@ -44,6 +46,8 @@ PUTS_MAX = 64
 """Limit: packs that are put at once; fewer where there are fewer workers, by the memory that packs have."""
 PROOF_EVERY_FRAMES = 16
 """Of so many data frames one is opened again and compared before it leaves (all of them with `paranoid`)."""
+GENERATION_MAX = 0xFFFFFFFF
+_GENERATION = re.compile(r"[0-9a-f]{8}")
 GENERATION_TRIES_MAX = 100
 POLL_SECONDS = 0.2
 
@@ -58,6 +62,8 @@ class WriterOptions:
     pack_bytes: int = PACK_BYTES_TARGET
     workers_now: Callable[[], int] | None = None
     """How many may work at the moment, asked again and again; None: `workers`."""
+    renew: Callable[[Iterable[str]], None] | None = None
+    """Locks stored objects anew, by their full names; None: the store locks none."""
 
     @property
     def active(self) -> int:
@@ -266,6 +272,9 @@ class BackupWriter:
         counts["bytes_stored"] += self._maps.bytes_stored
         statistics = BackupStatistics(seconds=(draft.finished_us - draft.started_us) / 1e6, **counts)
         manifest = self._maps.complete(replace(draft, statistics=statistics))
+        if self._options.renew is not None:
+            # Before the commit: a committed backup is locked as a whole, for as long as its manifest.
+            self._options.renew(self._needed(manifest))
         try:
             self._lineage.put_manifest(manifest)
         except ObjectExists as error:
@@ -275,6 +284,23 @@ class BackupWriter:
                 hints=["run the backup again; was this process suspended for a long time?"],
             ) from error
         return manifest
+
+    def _is_genuine(self, generation: int) -> bool:
+        """Whether a claim can be opened with our key."""
+        try:
+            return bool(self._lineage.get_record_json(f"generations/{generation:08x}"))
+        except (IntegrityError, ObjectMissing):
+            return False
+
+    def _needed(self, manifest: Manifest) -> list[str]:
+        """Full names of what this backup needs to be restored and was not stored by itself."""
+        store, root, own = self._lineage.store, self._lineage.root, f"{self.generation:08x}-"
+        names = [f"packs/{pack}" for pack in manifest.packs if not pack.startswith(own)]
+        names += [f"maps/{one}" for one in manifest.maps if not one.startswith(own)]
+        branches = self._lineage.branches_with_history()
+        names += ["identity", *(f"logs/{branch}/history" for branch in branches)]
+        plain = [info.name for info in store.list(KEYS)]
+        return [REPOSITORY_OBJECT, *plain, *(root + name for name in names)]
 
     def abort(self) -> None:
         """Stop the workers; nothing is committed. Harmless at any time."""
@@ -289,9 +315,12 @@ class BackupWriter:
 
     def _claim_generation(self) -> int:
         prefix = self._lineage.root + "generations/"
-        taken = [int(info.name[len(prefix) :], 16) for info in self._lineage.store.list(prefix)]
-        following = max(taken, default=0) + 1
-        for generation in range(following, following + GENERATION_TRIES_MAX):
+        names = [info.name[len(prefix) :] for info in self._lineage.store.list(prefix)]
+        taken = {int(name, 16) for name in names if _GENERATION.fullmatch(name)}
+        # The highest numbers may be a stranger's, who may add objects and wants no more backups.
+        last = next((one for one in sorted(taken, reverse=True) if self._is_genuine(one)), 0)
+        free = (one for one in range(last + 1, GENERATION_MAX) if one not in taken)
+        for generation in itertools.islice(free, GENERATION_TRIES_MAX):
             try:
                 self._lineage.put_record_json(f"generations/{generation:08x}", {"backup": self.backup_id})
             except ObjectExists:

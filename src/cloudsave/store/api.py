@@ -20,6 +20,9 @@ NAME_BYTES_MAX = 512
 COMPONENT_BYTES_MAX = 200
 """Limit: the longest part between two slashes; file systems allow 255."""
 
+OBJECT_BYTES_MAX = 1 << 30
+"""Limit: an object that is read whole is not larger; whoever may add objects could else exhaust memory."""
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -66,7 +69,10 @@ class ObjectStore(Protocol):
         """
 
     def get(self, name: str) -> bytes:
-        """The whole object. Raises: ObjectMissing, StoreUnavailable, StorePermission."""
+        """
+        The whole object. Raises: ObjectMissing, IntegrityError for one above OBJECT_BYTES_MAX,
+        StoreUnavailable, StorePermission.
+        """
 
     def get_range(self, name: str, *, offset: int, length: int) -> Buffer:
         """
@@ -78,4 +84,7 @@ class ObjectStore(Protocol):
         """All objects whose name begins with `prefix` (which ends in "/" or is empty), in name order."""
 
     def delete(self, name: str) -> None:
-        """Remove an object; a missing one is not an error. Only garbage collection and validation call it."""
+        """
+        Remove an object; a missing one is not an error. Only garbage collection, the removal of key slots and
+        validation call it.
+        """

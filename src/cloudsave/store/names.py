@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from cloudsave.errors import StoreError
-from cloudsave.store.api import COMPONENT_BYTES_MAX, NAME_BYTES_MAX
+from cloudsave.errors import IntegrityError, StoreError
+from cloudsave.store.api import COMPONENT_BYTES_MAX, NAME_BYTES_MAX, OBJECT_BYTES_MAX
 
 _COMPONENT = re.compile(rf"[A-Za-z0-9_=-][A-Za-z0-9._=-]{{0,{COMPONENT_BYTES_MAX - 1}}}", re.ASCII)
 
@@ -28,6 +28,17 @@ def validate_prefix(prefix: str) -> None:
     if not prefix.endswith("/"):
         raise StoreError("cannot list by prefix", detail=f'The prefix {prefix!r} does not end in "/".')
     validate_name(prefix[:-1])
+
+
+def readable_size(name: str, size_bytes: int) -> int:
+    """The size of an object that is to be read whole. Raises: IntegrityError above OBJECT_BYTES_MAX."""
+    if size_bytes > OBJECT_BYTES_MAX:
+        raise IntegrityError(
+            f'object "{name}" is too large to be one of cloudsave',
+            detail=f"It has {size_bytes} bytes; none that is read whole has more than {OBJECT_BYTES_MAX}.",
+            hints=["who put it there?"],
+        )
+    return size_bytes
 
 
 def validate_range(*, offset: int, length: int) -> None:

@@ -32,7 +32,7 @@ from cloudsave.errors import (
     UnusableUrl,
 )
 from cloudsave.store.api import Buffer, ObjectInfo, StoreCapabilities
-from cloudsave.store.names import validate_name, validate_prefix, validate_range
+from cloudsave.store.names import readable_size, validate_name, validate_prefix, validate_range
 
 CONNECT_TIMEOUT_SECONDS = 10
 REQUEST_TIMEOUT_SECONDS = 300
@@ -75,7 +75,14 @@ def open_object_store(
         options: `endpoint`, `region` (s3), `account` (az); credentials come from the environment only.
         url: For messages; without secrets.
     """
-    endpoint = options.get("endpoint") or (_s3_endpoint_from_environment() if scheme == "s3" else None)
+    return ObstoreStore(open_backend(scheme, bucket, prefix=prefix, options=options, url=url), url=url)
+
+
+def open_backend(
+    scheme: str, bucket: str, *, prefix: str, options: Mapping[str, str], url: str
+) -> S3Store | GCSStore | AzureStore:
+    """The driver's object for a bucket; arguments as above. Raises: UnusableUrl."""
+    endpoint = options.get("endpoint") or (s3_endpoint_from_environment() if scheme == "s3" else None)
     arguments: dict[str, Any] = {
         "prefix": prefix or None,
         "retry_config": _NO_RETRIES,
@@ -86,7 +93,7 @@ def open_object_store(
         },
     }
     try:
-        return ObstoreStore(_backend(scheme, bucket, endpoint, options, arguments), url=url)
+        return _backend(scheme, bucket, endpoint, options, arguments)
     except (BaseError, ValueError, OSError) as error:
         raise UnusableUrl(
             "cannot use store URL",
@@ -114,7 +121,8 @@ def _backend(
     return AzureStore(bucket, config=chosen, **arguments)  # type: ignore[arg-type]
 
 
-def _s3_endpoint_from_environment() -> str | None:
+def s3_endpoint_from_environment() -> str | None:
+    """The endpoint that the environment names, as other clients of S3 read it."""
     return next((os.environ[name] for name in S3_ENDPOINT_VARIABLES if os.environ.get(name)), None)
 
 
@@ -152,7 +160,7 @@ class ObstoreStore:
         validate_name(name)
         with self._errors("read", name):
             result = obstore.get(self._backend, name)
-            size_bytes = result.meta["size"]
+            size_bytes = readable_size(name, result.meta["size"])
             content = bytes(result.bytes())
         return bytes(_of_length(content, name, size_bytes))
 
@@ -249,10 +257,10 @@ def _store_error(error: Exception, *, verb: str, name: str, url: str) -> StoreEr
         return ObjectMissing(f'object "{name}" is missing', detail=f"Store: {url}.")
     if status == 416:
         return IntegrityError(f'object "{name}" is too short', detail=detail)
-    return _trouble(text, status, code, f"{verb} {what}", detail)
+    return store_trouble(text, status, code, f"{verb} {what}", detail)
 
 
-def _trouble(text: str, status: int | None, code: str, action: str, detail: str) -> StoreError:
+def store_trouble(text: str, status: int | None, code: str, action: str, detail: str) -> StoreError:
     """The error for a request that failed for a reason outside of the object."""
     if code in _PERMISSION_CODES or status in (401, 403):
         return StorePermission(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cloudsave.clock import Clock
-from cloudsave.errors import SecretInline, StoreError, UnusableUrl
+from cloudsave.errors import ConfigurationError, SecretInline, StoreError, UnusableUrl
 from cloudsave.store.api import ObjectStore
 from cloudsave.store.memory import MemoryStore
 from cloudsave.store.names import validate_name
 from cloudsave.store.posix import PosixStore
+
+if TYPE_CHECKING:
+    from cloudsave.store.s3_lock import LockedBucket, LockingStore
 
 _OPTIONS: Mapping[str, frozenset[str]] = {
     "s3": frozenset({"endpoint", "region"}),
@@ -22,19 +27,18 @@ _FORMS = "use an absolute path, file:///PATH, s3://BUCKET/PREFIX, gs://BUCKET/PR
 _SECRET_SIGNS = ("key", "secret", "token", "password", "passwd", "sig", "credential", "sas")
 
 
-def open_store(url: str, *, clock: Clock) -> ObjectStore:
+def open_store(url: str, *, clock: Clock, lock_days: int | None = None) -> ObjectStore:
     """
     The back end that `url` names; nothing is contacted, read or created yet.
 
+    `lock_days`: lock each object for so long from its put on; S3 alone can.
     Raises: UnusableUrl; SecretInline for a URL that holds credentials, which are never repeated in it.
     """
+    if lock_days is not None:
+        return _open_locking(url, lock_days, clock)
     if url.startswith("/"):
         return PosixStore(Path(url), clock=clock)
-    try:
-        parts = urlsplit(url)
-        _refuse_user(parts)
-    except ValueError:
-        raise _unusable("It is not well-formed.") from None
+    parts = _split(url)
     if parts.scheme == "file":
         return PosixStore(_file_path(parts), clock=clock)
     if parts.scheme == "memory":
@@ -46,7 +50,55 @@ def open_store(url: str, *, clock: Clock) -> ObjectStore:
     raise _unusable(f'Its scheme "{parts.scheme}" is not known.')
 
 
-def _open_object_store(url: str, parts: SplitResult) -> ObjectStore:
+def open_versions(url: str) -> LockedBucket:
+    """
+    The lock and the versions of the bucket that `url` names; nothing is contacted yet. Raises: UnusableUrl,
+    ConfigurationError where the driver is not installed.
+    """
+    parts = _split(url)
+    if parts.scheme != "s3":
+        raise _unusable("Object Lock and versions are for s3:// alone.")
+    options, prefix = _bucket_of(parts)
+    found: LockedBucket = _lock_module().open_locked_bucket(
+        parts.netloc, prefix=prefix, options=options, url=url
+    )
+    return found
+
+
+def _open_locking(url: str, days: int, clock: Clock) -> LockingStore:
+    parts = _split(url)
+    if parts.scheme != "s3":
+        raise _unusable("repository.lock_days is for s3:// alone: other stores have no lock that we set.")
+    options, prefix = _bucket_of(parts)
+    store: LockingStore = _lock_module().open_locking_store(
+        parts.netloc, prefix=prefix, options=options, url=url, days=days, clock=clock
+    )
+    return store
+
+
+def _lock_module() -> ModuleType:
+    try:
+        # A dependency of its own, which only locked buckets need.
+        from cloudsave.store import s3_lock
+    except ImportError as error:
+        raise ConfigurationError(
+            "cannot use Object Lock: the Python package boto3 is not installed",
+            hints=["pip install 'cloudsave[lock]'"],
+        ) from error
+    return s3_lock
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _refuse_user(parts)
+    except ValueError:
+        raise _unusable("It is not well-formed.") from None
+    return parts
+
+
+def _bucket_of(parts: SplitResult) -> tuple[Mapping[str, str], str]:
+    """Options and prefix. Raises: UnusableUrl."""
     options = _options(parts)
     prefix = parts.path.strip("/")
     if not parts.netloc:
@@ -56,6 +108,11 @@ def _open_object_store(url: str, parts: SplitResult) -> ObjectStore:
             validate_name(prefix)
         except StoreError as error:
             raise _unusable(error.detail) from None
+    return options, prefix
+
+
+def _open_object_store(url: str, parts: SplitResult) -> ObjectStore:
+    options, prefix = _bucket_of(parts)
     # The driver is large; a command that needs no object store must not wait for it.
     from cloudsave.store.object_store import open_object_store
 

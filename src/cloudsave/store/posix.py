@@ -35,7 +35,7 @@ from cloudsave.errors import (
     StoreUnfit,
 )
 from cloudsave.store.api import Buffer, ObjectInfo, StoreCapabilities
-from cloudsave.store.names import is_component, validate_name, validate_prefix, validate_range
+from cloudsave.store.names import is_component, readable_size, validate_name, validate_prefix, validate_range
 from cloudsave.store.posix_calls import (
     PLACEMENTS,
     UNSUPPORTED,
@@ -126,7 +126,7 @@ class PosixStore:
         """Read the file to the length that it had when it was opened."""
         validate_name(name)
         with self._errors("read", name), self._opened(name) as file:
-            return _read_exactly(file, name, offset=0, length=os.fstat(file).st_size)
+            return _read_exactly(file, name, offset=0, length=readable_size(name, os.fstat(file).st_size))
 
     def get_range(self, name: str, *, offset: int, length: int) -> Buffer:
         """Read by pread until all is there."""

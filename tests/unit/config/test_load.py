@@ -35,6 +35,14 @@ url = "s3://backups/orders"
 passphrase_file = "/etc/cloudsave/passphrase"
 passphrase_command = "pass show x"
 recovery_key_file = "/etc/cloudsave/key"
+lock_days = 35
+
+[notify]
+webhook_url = "https://example.org/hook"
+webhook_key_file = "/etc/cloudsave/webhook"
+apprise_file = "/etc/cloudsave/apprise"
+heartbeat_url = "https://example.org/beat"
+heartbeat_seconds = 20
 
 [postgresql]
 bin_directory = "/usr/lib/postgresql/16/bin"
@@ -42,6 +50,7 @@ bin_directory = "/usr/lib/postgresql/16/bin"
 [sources.orders]
 url = "postgresql://u@db1/postgres"
 slot = "mine"
+canary_seconds = 5
 backup_url = "postgresql://u@db9/postgres"
 checkpoint = "spread"
 mode = "remote"
@@ -66,6 +75,14 @@ def test_every_option_of_a_file_arrives(tmp_path: Path) -> None:
             "passphrase_file": Path("/etc/cloudsave/passphrase"),
             "passphrase_command": "pass show x",
             "recovery_key_file": Path("/etc/cloudsave/key"),
+            "lock_days": 35,
+        },
+        "notify": {
+            "webhook_url": "https://example.org/hook",
+            "webhook_key_file": Path("/etc/cloudsave/webhook"),
+            "apprise_file": Path("/etc/cloudsave/apprise"),
+            "heartbeat_url": "https://example.org/beat",
+            "heartbeat_seconds": 20.0,
         },
         "postgresql": {"bin_directory": Path("/usr/lib/postgresql/16/bin")},
         "compression_level": 3,
@@ -86,6 +103,7 @@ def test_every_option_of_a_file_arrives(tmp_path: Path) -> None:
                 "checkpoint": "spread",
                 "mode": "remote",
                 "rpo_seconds": 0.5,
+                "canary_seconds": 5.0,
                 "backup_url": "postgresql://u@db9/postgres",
             },
             "web-shop": {
@@ -95,6 +113,7 @@ def test_every_option_of_a_file_arrives(tmp_path: Path) -> None:
                 "checkpoint": "fast",
                 "mode": "auto",
                 "rpo_seconds": 2.0,
+                "canary_seconds": 15.0,
                 "backup_url": None,
             },
         },

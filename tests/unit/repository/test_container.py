@@ -18,6 +18,7 @@ from cloudsave.repository.container import (
     FRAME_HEADER,
     HEADER_BYTES,
     REVOCATION_BYTES,
+    Arena,
     ContainerReader,
     ContainerWriter,
     Kind,
@@ -257,3 +258,17 @@ def test_an_empty_stretch_of_log_has_no_name() -> None:
     lineage = lineage_on(MemoryStore())
     lineage.put_log(LogSegment("00000001", 0, 1), [b"x"], LogIndex())
     assert lineage.read_log(lineage.logs()[0]) == b"x"
+
+
+def test_a_small_object_that_unfolds_to_very_much_is_refused() -> None:
+    """Whoever holds the key could fill the memory of a reader with a few kilobytes."""
+    lineage = lineage_on(MemoryStore())
+    name = f"{lineage.root}logs/00000002/history"
+    writer = ContainerWriter(lineage.keys, name, Kind.RECORD, clock=SeededClock(1), arena=Arena())
+    for number in range(5):
+        writer.add(bytes(4 << 20), proof=False, last=number == 4)
+    lineage.store.put(name, writer.finish())
+    assert next(iter(lineage.store.list("lineages/"))).size_bytes < 16 << 10
+    with pytest.raises(IntegrityError, match="damaged") as caught:
+        lineage.history("00000002")
+    assert "unfolds" in caught.value.detail

@@ -129,6 +129,30 @@ def test_a_hostile_slot_is_refused_without_much_work(changes: dict[str, Any]) ->
         open_slots([resealed(SLOT, **changes)], KEY_ID, Secret(passphrase=PASSPHRASE))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"memory_kib": 1 << 40}, {"lanes": 0}, {"salt": "?"}, {"nonce": None}, {"wrapped": "AAAA"}]
+)
+def test_a_slot_that_a_stranger_added_locks_nobody_out(changes: dict[str, Any]) -> None:
+    """Whatever it holds, and whichever is tried first."""
+    hostile = resealed(SLOT, **changes)
+    for slots in ([hostile, SLOT], [SLOT, hostile]):
+        assert open_slots(slots, KEY_ID, Secret(passphrase=PASSPHRASE)) == REPOSITORY_KEY
+    with pytest.raises(WrongKey, match="passphrase does not open"):
+        open_slots([hostile, SLOT], KEY_ID, Secret(passphrase="another passphrase"))
+
+
+def test_a_recipients_slot_that_a_stranger_made_of_his_own_key_is_passed_over() -> None:
+    """The recipient is public: anybody can wrap another key for it under this key's name."""
+    recovery = new_recovery_key()
+    hostile = resealed(recipient_slot(bytes(32), recovery.recipient), key_id=KEY_ID)
+    secret = Secret(recovery_key=recovery.identity)
+    for slots in ([hostile, recipient_slot(REPOSITORY_KEY, recovery.recipient)],) * 2:
+        assert open_slots(slots, KEY_ID, secret) == REPOSITORY_KEY
+        slots.reverse()
+    with pytest.raises(IntegrityError, match="another key"):
+        open_slots([hostile], KEY_ID, secret)
+
+
 def test_a_slot_that_is_no_object_is_damaged() -> None:
     for content in (b"[]", b"null", b"3", b"{}", b"\xff"):
         with pytest.raises(IntegrityError, match="no intact key slot"):

@@ -29,6 +29,7 @@ from cloudsave.errors import (
     StorePermission,
     StoreUnfit,
 )
+from cloudsave.store.api import OBJECT_BYTES_MAX
 from cloudsave.store.memory import MemoryStore
 from cloudsave.store.posix import TEMP_AGE_MAX, TEMP_DIRECTORY, PosixStore
 from cloudsave.store.posix_calls import place_by_link, place_by_rename, write_all
@@ -450,3 +451,13 @@ def test_write_all_survives_short_writes() -> None:
     os.close(reader)
 
     assert bytes(received) == b"".join(parts)
+
+
+def test_an_object_that_is_too_large_to_be_ours_is_not_read_into_memory(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path)
+    store.put("a", [b"x"])
+    (tmp_path / "a").chmod(0o600)
+    os.truncate(tmp_path / "a", OBJECT_BYTES_MAX + 1)
+    with pytest.raises(IntegrityError, match="too large"):
+        store.get("a")
+    assert bytes(store.get_range("a", offset=0, length=1)) == b"x"
