@@ -134,7 +134,8 @@ def status(context: CommandContext, name: str) -> ExitCode:
     """
     Show which log of source NAME is durable, per branch, and the holes. Needs the repository only.
 
-    With exit code 3 there are holes, or log is missing that no record explains.
+    With exit code 3 there are holes, or log is missing that no record explains. Log that was removed by the
+    retention rules is shown and is no hole.
     """
     repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
     lineage = assembly.lineage_of(repository, name)
@@ -167,20 +168,27 @@ def status(context: CommandContext, name: str) -> ExitCode:
             "begin": text(h.branch, h.first),
             "end": text(h.branch, h.last),
             "cause": h.cause,
+            "expired": h.expired,
         }
         for h in holes
     ]
     lost += [
-        {"branch": branch, "begin": text(branch, first), "end": text(branch, last), "cause": "not recorded"}
+        {
+            "branch": branch,
+            "begin": text(branch, first),
+            "end": text(branch, last),
+            "cause": "not recorded",
+            "expired": False,
+        }
         for branch in ledger.branches()
         for first, last in unrecorded_gaps(ledger, holes, branch)
     ]
     _show_status(context, lineage, ranges, lost)
-    return ExitCode.FINDINGS if lost else ExitCode.DONE
+    return ExitCode.FINDINGS if any(not one["expired"] for one in lost) else ExitCode.DONE
 
 
 def _show_status(
-    context: CommandContext, lineage: Lineage, ranges: list[dict[str, Any]], lost: list[dict[str, str]]
+    context: CommandContext, lineage: Lineage, ranges: list[dict[str, Any]], lost: list[dict[str, Any]]
 ) -> None:
     output = context.output
 
@@ -202,7 +210,9 @@ def _show_status(
             ]
             output.table(["BRANCH", "BEGIN", "END", *sizes, "LAST COMMIT"], rows)
         for one in lost:
-            output.line(f"HOLE on branch {one['branch']} from {one['begin']} to {one['end']}: {one['cause']}")
+            word = "expired" if one["expired"] else "HOLE"
+            span = f"from {one['begin']} to {one['end']}"
+            output.line(f"{word} on branch {one['branch']} {span}: {one['cause']}")
 
     output.emit({"lineage": lineage.id, "ranges": ranges, "holes": lost}, human)
 

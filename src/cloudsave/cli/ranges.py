@@ -26,7 +26,7 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
     Show the spans of positions and times to which source NAME can be restored, and the holes between.
 
     They are the planner's own: each state inside is accepted by `cloudsave restore`, each outside refused.
-    With exit code 3 log is missing between backups.
+    With exit code 3 log is missing between backups, but for log that was removed by the retention rules.
     """
     repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
     lineage = assembly.lineage_of(repository, name)
@@ -56,7 +56,8 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
         for hole in history.holes:
             first, last = (Position(hole.branch, offset) for offset in (hole.first, hole.last))
             span = f"{history.position_text(first)} to {history.position_text(last)}"
-            output.line(f"HOLE on branch {hole.branch} from {span}: {hole.cause}")
+            word = "expired" if hole.expired else "HOLE"
+            output.line(f"{word} on branch {hole.branch} from {span}: {hole.cause}")
         for text in refused:
             output.line(f"note: {text}")
 
@@ -68,8 +69,20 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
         },
         human,
     )
-    broken = any(earlier.branch == later.branch for earlier, later in itertools.pairwise(found))
-    return ExitCode.FINDINGS if broken or history.holes or not found else ExitCode.DONE
+    broken = any(
+        earlier.branch == later.branch and not _is_expired(history, earlier, later)
+        for earlier, later in itertools.pairwise(found)
+    )
+    lost = any(not hole.expired for hole in history.holes)
+    return ExitCode.FINDINGS if broken or lost or not found else ExitCode.DONE
+
+
+def _is_expired(history: History, earlier: RecoverableRange, later: RecoverableRange) -> bool:
+    """Whether the log between two ranges of a branch was removed on purpose."""
+    return any(
+        hole.expired and hole.last > earlier.end.offset and hole.first < later.begin.offset
+        for hole in history.holes
+    )
 
 
 def _all_ranges(history: History, indexes: IndexReader) -> tuple[list[RecoverableRange], list[str]]:

@@ -38,7 +38,7 @@ REPOSITORY_OBJECT = "cloudsave.json"
 FORMAT_VERSION = 1
 HEAD_FIELDS = ("format", "repository_id", "key_id", "features", "created_utc")
 _IN_LINEAGE = re.compile(
-    r"lineages/([a-z]+-[^/]+)/(identity$|(generations|packs|maps|backups|logs|pins|proofs)/)"
+    r"lineages/([a-z]+-[^/]+)/(identity$|(generations|packs|maps|backups|logs|pins|proofs|holds)/)"
 )
 KNOWN_FEATURES: frozenset[str] = frozenset()
 """Feature bits that this release understands; a repository with another one is refused."""
