@@ -15,7 +15,14 @@ from cloudsave.clock import Clock
 from cloudsave.config.credentials import FoundSecrets
 from cloudsave.config.model import Config, SourceConfig
 from cloudsave.engines.registry import open_engine
-from cloudsave.errors import ConfigurationError, ForeignSystem, IntegrityError, UnknownSource, UsageError
+from cloudsave.errors import (
+    ConfigurationError,
+    ForeignSystem,
+    IntegrityError,
+    UnknownBackup,
+    UnknownSource,
+    UsageError,
+)
 from cloudsave.repository.head import unlock
 from cloudsave.repository.keys import Secret
 from cloudsave.repository.parallel import begin
@@ -175,6 +182,17 @@ def lineage_of(repository: Repository, name: str) -> Lineage:
             hints=["give the lineage's id in place of the name"],
         )
     return named[0][1]
+
+
+def lineage_with(repository: Repository, backup_id: str) -> Lineage:
+    """The lineage that holds a backup. Raises: UnknownBackup."""
+    for lineage_id in repository.lineage_ids():
+        lineage = repository.lineage(lineage_id)
+        if backup_id in lineage.backup_ids():
+            return lineage
+    raise UnknownBackup(
+        f"backup {backup_id!r} is not in the repository", hints=["`cloudsave list` shows the backups"]
+    )
 
 
 def lineage_for(

@@ -404,6 +404,12 @@ class LogDamaged(IntegrityError):
         self.offset = offset
 
 
+class ReferencesUnknown(IntegrityError):
+    """What is still needed cannot be told, so that nothing may be deleted."""
+
+    code = "CS-6008"
+
+
 # ---- locks -----------------------------------------------------------------------------------------------
 # ---------------
 class LockError(CloudsaveError):
@@ -423,6 +429,12 @@ class GenerationFenced(LockError):
     """A newer writer has taken over; this one must stop."""
 
     code = "CS-7003"
+
+
+class BackupCondemned(LockError):
+    """A backup is being expired by another process."""
+
+    code = "CS-7004"
 
 
 class Cancelled(CloudsaveError):

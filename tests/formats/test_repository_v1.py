@@ -21,6 +21,7 @@ from cloudsave.repository.keys import Secret
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.reader import BackupReader
 from cloudsave.repository.repository import Repository
+from cloudsave.repository.tombs import condemned_in
 from cloudsave.store.posix import PosixStore
 from tests.formats.make_repository_v1 import (
     ARCHIVE,
@@ -143,7 +144,7 @@ def test_a_new_backup_goes_on_from_it(lineage: Lineage) -> None:
     manifest = write_backup(lineage, "20270101T000000Z-0001", files, parent)
     assert manifest.statistics.blocks_stored == 0
     assert read_backup(lineage, manifest) == files
-    assert lineage.condemned() == {"packs/000000ff-00000000"}
+    assert condemned_in(lineage).objects == {"packs/000000ff-00000000"}
 
 
 def test_the_comparison_can_fail(directory: Path, lineage: Lineage) -> None:

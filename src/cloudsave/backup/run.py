@@ -26,7 +26,7 @@ from cloudsave.backup.changes import (
 from cloudsave.backup.plan import BackupPlan
 from cloudsave.clock import Clock
 from cloudsave.engines.api import BackupSource, Dialect
-from cloudsave.errors import BackupInvalidated, ForeignSystem, IntegrityError
+from cloudsave.errors import BackupInvalidated, BackupNotCovered, ForeignSystem, IntegrityError
 from cloudsave.model.engine_facts import BackupStart, BackupStop, LogAtHand
 from cloudsave.model.manifest import BackupStatistics, ChangeDetection, Manifest, Rung
 from cloudsave.model.position import Position
@@ -169,12 +169,26 @@ class _Run:
         context.progress.note("waiting for the log up to the end of the backup")
         log_begin = self._log_begin(begun.position)
         context.cover.wait_until_durable(log_begin, stop.position, begun.log_at_hand)
+        self._refuse_expiring_log(log_begin, stop.position)
         # By the source's clock, as the instants of its commits are: ours may differ from it.
         finished_us = begun.clock_us + round((clock.monotonic() - begun_at) * 1e6)
         facts = _Facts(
             self._backup_id, begun.clock_us, finished_us, self._detection(trust, detection), tuple(notes)
         )
         return writer.commit(_draft(plan, begun, stop, facts))
+
+    def _refuse_expiring_log(self, begin: Position, stop: Position) -> None:
+        """
+        Log that was condemned before this backup was pinned may go at any time, although it is there now.
+        Only a standby whose last restart point is older than all kept backups needs such log.
+        """
+        claimed = self._writer.claimed
+        if claimed is not None and claimed.condemned.touches_log(begin.branch, begin.offset, stop.offset):
+            raise BackupNotCovered(
+                "log that the backup needs is being expired",
+                detail="A run of `cloudsave expire` has announced that it removes it.",
+                hints=["run the backup again when that is done"],
+            )
 
     def _log_begin(self, position: Position) -> Position:
         """The begin of the log file: that is where a server will begin to read."""

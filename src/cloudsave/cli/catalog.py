@@ -13,7 +13,6 @@ from cloudsave.engines.registry import dialect
 from cloudsave.errors import ExitCode, IntegrityError, UnknownBackup
 from cloudsave.model.log import instant_from_us
 from cloudsave.model.manifest import Manifest
-from cloudsave.repository.repository import Repository
 
 
 @click.command("list", cls=Command, exit_codes=(ExitCode.INTEGRITY,))
@@ -36,6 +35,8 @@ def list_backups(context: CommandContext, name: str | None) -> None:
     for lineage, backup_id in ((one, backup_id) for one in lineages for backup_id in one.backup_ids()):
         try:
             manifests.append(lineage.manifest(backup_id))
+        except UnknownBackup:
+            continue  # It was expired since it was listed.
         except IntegrityError as error:
             damage.append(error)
     output = context.output
@@ -90,7 +91,7 @@ def _facts(manifest: Manifest) -> dict[str, object]:
 def show(context: CommandContext, backup_id: str, files: bool) -> None:
     """Show one backup: positions, sizes, settings, notes, damaged pages."""
     repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
-    manifest = _find(repository, backup_id)
+    manifest = assembly.lineage_with(repository, backup_id).manifest(backup_id)
     output, facts = context.output, _facts(manifest)
 
     def human() -> None:
@@ -134,13 +135,3 @@ def show(context: CommandContext, backup_id: str, files: bool) -> None:
     if files:
         facts["file_table"] = list(manifest.files)
     output.emit(facts, human)
-
-
-def _find(repository: Repository, backup_id: str) -> Manifest:
-    for lineage_id in repository.lineage_ids():
-        lineage = repository.lineage(lineage_id)
-        if backup_id in lineage.backup_ids():
-            return lineage.manifest(backup_id)
-    raise UnknownBackup(
-        f"backup {backup_id!r} is not in the repository", hints=["`cloudsave list` shows the backups"]
-    )

@@ -157,7 +157,8 @@ def status(context: CommandContext, name: str, max_age: float | None) -> ExitCod
     Show which log of source NAME is durable, per branch, and the holes. Needs the repository only.
 
     With exit code 3 there are holes, or log is missing that no record explains, or what is durable is older
-    than --max-age allows. A capture commits a canary each 15 seconds, so that an idle source has no age.
+    than --max-age allows. Log that was removed by the retention rules is shown and is no hole. A capture
+    commits a canary each 15 seconds, so that an idle source has no age.
     """
     repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
     lineage = assembly.lineage_of(repository, name)
@@ -190,11 +191,18 @@ def status(context: CommandContext, name: str, max_age: float | None) -> ExitCod
             "begin": text(h.branch, h.first),
             "end": text(h.branch, h.last),
             "cause": h.cause,
+            "expired": h.expired,
         }
         for h in holes
     ]
     lost += [
-        {"branch": branch, "begin": text(branch, first), "end": text(branch, last), "cause": "not recorded"}
+        {
+            "branch": branch,
+            "begin": text(branch, first),
+            "end": text(branch, last),
+            "cause": "not recorded",
+            "expired": False,
+        }
         for branch in ledger.branches()
         for first, last in unrecorded_gaps(ledger, holes, branch)
     ]
@@ -202,14 +210,14 @@ def status(context: CommandContext, name: str, max_age: float | None) -> ExitCod
     age = (context.clock.now() - instant_from_us(newest_us)).total_seconds() if newest_us else None
     silent = max_age is not None and (age is None or age > max_age)
     _show_status(context, lineage, ranges, lost, age=age, silent=silent)
-    return ExitCode.FINDINGS if lost or silent else ExitCode.DONE
+    return ExitCode.FINDINGS if silent or any(not one["expired"] for one in lost) else ExitCode.DONE
 
 
 def _show_status(
     context: CommandContext,
     lineage: Lineage,
     ranges: list[dict[str, Any]],
-    lost: list[dict[str, str]],
+    lost: list[dict[str, Any]],
     *,
     age: float | None,
     silent: bool,
@@ -234,7 +242,9 @@ def _show_status(
             ]
             output.table(["BRANCH", "BEGIN", "END", *sizes, "LAST COMMIT"], rows)
         for one in lost:
-            output.line(f"HOLE on branch {one['branch']} from {one['begin']} to {one['end']}: {one['cause']}")
+            word = "expired" if one["expired"] else "HOLE"
+            span = f"from {one['begin']} to {one['end']}"
+            output.line(f"{word} on branch {one['branch']} {span}: {one['cause']}")
 
         if silent:
             shown = format_duration(age) if age is not None else "of unknown age"

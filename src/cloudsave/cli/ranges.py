@@ -28,7 +28,8 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
     Show the spans of positions and times to which source NAME can be restored, and the holes between.
 
     They are the planner's own: each state inside is accepted by `cloudsave restore`, each outside refused.
-    With exit code 3 log is missing between backups, or something stored cannot be read.
+    With exit code 3 log is missing between backups, but for log that was removed by the retention rules, or
+    something stored cannot be read.
     """
     repository = assembly.open_repository(context.config, context.secrets(), clock=context.clock)
     lineage = assembly.lineage_of(repository, name)
@@ -58,7 +59,8 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
         for hole in history.holes:
             first, last = (Position(hole.branch, offset) for offset in (hole.first, hole.last))
             span = f"{history.position_text(first)} to {history.position_text(last)}"
-            output.line(f"HOLE on branch {hole.branch} from {span}: {hole.cause}")
+            word = "expired" if hole.expired else "HOLE"
+            output.line(f"{word} on branch {hole.branch} from {span}: {hole.cause}")
         for text in (*refused, *damage):
             output.line(f"note: {text}")
 
@@ -70,8 +72,20 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
         },
         human,
     )
-    broken = any(earlier.branch == later.branch for earlier, later in itertools.pairwise(found))
-    return ExitCode.FINDINGS if broken or history.holes or damage or not found else ExitCode.DONE
+    broken = any(
+        earlier.branch == later.branch and not _is_expired(history, earlier, later)
+        for earlier, later in itertools.pairwise(found)
+    )
+    lost = any(not hole.expired for hole in history.holes)
+    return ExitCode.FINDINGS if broken or lost or damage or not found else ExitCode.DONE
+
+
+def _is_expired(history: History, earlier: RecoverableRange, later: RecoverableRange) -> bool:
+    """Whether the log between two ranges of a branch was removed on purpose."""
+    return any(
+        hole.expired and hole.last > earlier.end.offset and hole.first < later.begin.offset
+        for hole in history.holes
+    )
 
 
 def _all_ranges(

@@ -31,6 +31,11 @@ COMMANDS = {
     "show": Entry("cloudsave.cli.catalog:show", "Show one backup."),
     "restore": Entry("cloudsave.cli.restore:restore", "Bring a database back, to any state that is stored."),
     "verify": Entry("cloudsave.cli.verify:verify", "Check stored backups and log against what they promise."),
+    "expire": Entry(
+        "cloudsave.cli.expire:expire", "Remove the backups and log that no retention rule keeps."
+    ),
+    "gc": Entry("cloudsave.cli.collect:gc", "Free the space of what no backup needs any more."),
+    "hold": Entry("cloudsave.cli.hold:hold", "Keep single backups, whatever the retention rules say."),
     "store": Entry("cloudsave.cli.store:store", "Test whether a store keeps the promises that backups need."),
     "key": Entry("cloudsave.cli.key:key", "Passphrases and recipients that open the repository."),
     "demo": Entry("cloudsave.cli.demo:demo", "The whole story on an embedded PostgreSQL in a minute."),

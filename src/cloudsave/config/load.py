@@ -30,6 +30,7 @@ from cloudsave.config.options import (
 from cloudsave.config.redact import holds_secret, is_secret_name
 from cloudsave.config.values import BadValue, check_value, parse_text
 from cloudsave.errors import ConfigurationError, SecretInline
+from cloudsave.model.retention import RetentionRules
 
 logger = logging.getLogger(__name__)
 
@@ -330,6 +331,7 @@ def _build_sources(sources: Mapping[str, Settings], rpo_seconds: float) -> Mappi
             rpo_seconds=_optional(float, values["rpo_seconds"]) or rpo_seconds,
             canary_seconds=_of(float, values["canary_seconds"]),
             backup_url=_optional(str, values["backup_url"]),
+            retention=retention_rules(values),
         )
         other = slots.setdefault((source.url, source.slot), name)
         if other != name:
@@ -340,6 +342,17 @@ def _build_sources(sources: Mapping[str, Settings], rpo_seconds: float) -> Mappi
             )
         built[name] = source
     return built
+
+
+def retention_rules(values: Mapping[str, Value | None]) -> RetentionRules:
+    """The rules among the options of a source, by the options' names."""
+    return RetentionRules(
+        days=_optional(float, values["keep_days"]) or 0.0,
+        **{
+            name: _optional(int, values[f"keep_{name}"]) or 0
+            for name in ("last", "hourly", "daily", "weekly", "monthly", "yearly", "proved")
+        },
+    )
 
 
 def default_slot(name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloudsave.config.redact import redact
+from cloudsave.model.retention import RetentionRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class SourceConfig:
     """Between two canaries; 0: none."""
     backup_url: str | None = None
     """Where base backups are read, if not at `url`."""
+    retention: RetentionRules = field(default_factory=RetentionRules)
 
     def __repr__(self) -> str:
         return f"SourceConfig(name={self.name!r}, url={redact(self.url)!r})"

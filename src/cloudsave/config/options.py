@@ -232,7 +232,7 @@ GLOBAL_OPTIONS = (
     ),
 )
 
-SOURCE_OPTIONS = (
+SERVER_OPTIONS = (
     Option(
         "url",
         Kind.TEXT,
@@ -290,6 +290,29 @@ SOURCE_OPTIONS = (
     ),
 )
 
+KEEP_MAX = 100_000
+"""Limit: more than this is a mistake."""
+
+
+def _keep(name: str, text: str, kind: Kind = Kind.INTEGER) -> Option:
+    return Option(
+        f"keep_{name}", kind, text, default_text="no such rule", minimum=0, maximum=KEEP_MAX, per_source=True
+    )
+
+
+RETENTION_OPTIONS = (
+    _keep("days", "`expire` keeps every moment of the last so many days reachable.", Kind.NUMBER),
+    _keep("last", "`expire` keeps so many of the newest backups, and every moment since the oldest of them."),
+    _keep("hourly", "`expire` keeps the newest backup of each of so many hours that have one."),
+    _keep("daily", "`expire` keeps the newest backup of each of so many days that have one."),
+    _keep("weekly", "`expire` keeps the newest backup of each of so many weeks that have one."),
+    _keep("monthly", "`expire` keeps the newest backup of each of so many months that have one."),
+    _keep("yearly", "`expire` keeps the newest backup of each of so many years that have one."),
+    _keep("proved", "`expire` keeps so many of the newest backups that a restore drill has proved."),
+)
+"""Of each source. A rule of 0 is none; without any nothing is ever removed."""
+
+SOURCE_OPTIONS = (*SERVER_OPTIONS, *RETENTION_OPTIONS)
 OPTIONS = GLOBAL_OPTIONS + SOURCE_OPTIONS
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+FIRST_BRANCH = "00000001"
+"""The branch that has no ancestors by nature and needs no history file."""
+
 
 @dataclass(frozen=True, slots=True)
 class BranchPoint:

@@ -165,3 +165,5 @@ class LogHole:
     first: int
     last: int
     cause: str
+    expired: bool = False
+    """Whether it was removed on purpose, since nothing that is to be kept needs it."""

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Protocol
 
 from cloudsave.engines.api import Dialect
-from cloudsave.errors import IntegrityError, TargetUnreachable
-from cloudsave.model.history import Ancestry
+from cloudsave.errors import IntegrityError, TargetUnreachable, UnknownBackup
+from cloudsave.model.history import FIRST_BRANCH, Ancestry
 from cloudsave.model.item import ItemKind
 from cloudsave.model.log import LogHole, LogIndex, LogSegment
 from cloudsave.model.manifest import Manifest
@@ -37,8 +37,6 @@ MANIFESTS_IN_FLIGHT = 8
 """Limit: manifests that are read at once."""
 RECORD_SEEN_BYTES = 8
 """So much of a record must be read for it to count as begun."""
-FIRST_BRANCH = "00000001"
-"""The branch that has no ancestors by nature and needs no history file."""
 
 
 def _plain_text(position: Position) -> str:
@@ -135,9 +133,12 @@ def read_history(lineage: Lineage, dialect: Dialect) -> History:
     )
 
 
-def _summary_or_error(lineage: Lineage, backup_id: str) -> BackupSummary | IntegrityError:
+def _summary_or_error(lineage: Lineage, backup_id: str) -> BackupSummary | IntegrityError | None:
+    """None: it was expired since it was listed."""
     try:
         return summary_of(lineage.manifest(backup_id))
+    except UnknownBackup:
+        return None
     except IntegrityError as error:
         return error
 

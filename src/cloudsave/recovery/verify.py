@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloudsave.engines.api import Dialect
-from cloudsave.errors import IntegrityError, ObjectMissing
+from cloudsave.errors import IntegrityError, ObjectMissing, UnknownBackup
 from cloudsave.model.finding import Finding, Severity
-from cloudsave.model.history import Ancestry
+from cloudsave.model.history import FIRST_BRANCH, Ancestry
 from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogHole, LogSegment
 from cloudsave.model.manifest import Manifest
-from cloudsave.recovery.history import FIRST_BRANCH
 from cloudsave.recovery.verify_log import read_log_through
 from cloudsave.recovery.verify_records import LISTED_MAX, in_parallel, verify_identity, verify_records
 from cloudsave.repository.container import (
@@ -100,6 +99,8 @@ class _Verification:
         self._pack_sizes = {name.removeprefix("packs/"): self._sizes[name] for name in packs}
         self._stored = StoredPrints(lineage, self._pack_sizes)
         self._manifests: list[Manifest] = []
+        self._expired: set[str] = set()
+        """Backups that went while they were verified."""
 
     def records(self) -> Iterator[Finding]:
         """The small objects: for a single backup, only those that a restore of it reads."""
@@ -116,6 +117,10 @@ class _Verification:
         for backup_id in [wanted] if wanted is not None else self._lineage.backup_ids():
             try:
                 self._manifests.append(self._lineage.manifest(backup_id))
+            except UnknownBackup:
+                if wanted is not None:
+                    raise
+                continue  # It was expired since it was listed.
             except IntegrityError as error:
                 hint = "was the repository tampered with? restore the object from a copy of the repository"
                 yield Finding(Severity.PROBLEM, f"backup {backup_id}", str(error.message), hint)
@@ -197,9 +202,10 @@ class _Verification:
                     return "maps point beyond the end of their packs"
         return found
 
-    def _backup_findings(
+    def _damage_of(
         self, manifest: Manifest, packs: dict[str, str], maps: dict[str, MapObject | str]
-    ) -> Iterator[Finding]:
+    ) -> _Damage:
+        """What is wrong with the objects of a backup."""
         damage = _Damage()
         for pack in manifest.packs:
             if packs[pack]:
@@ -218,9 +224,19 @@ class _Verification:
                 damage.add("files differ in size from their map", entry.path)
             elif self._request.read_all and self._strays(entry.path, found, entry.map_ordinal):
                 damage.add("maps name blocks of other files, or other blocks", entry.path)
+        return damage
+
+    def _backup_findings(
+        self, manifest: Manifest, packs: dict[str, str], maps: dict[str, MapObject | str]
+    ) -> Iterator[Finding]:
+        damage = self._damage_of(manifest, packs, maps)
         subject = f"backup {manifest.backup_id}"
         hint = "files in them cannot be restored from this backup; take a new full backup now"
         problems = list(damage.findings(subject, hint))
+        if problems and manifest.backup_id not in self._lineage.backup_ids():
+            self._expired.add(manifest.backup_id)
+            yield Finding(Severity.NOTICE, subject, "was expired while it was verified")
+            return
         yield from problems
         if not problems:
             depth = "every byte read" if self._request.read_all else "objects, sizes and maps"
@@ -254,8 +270,10 @@ class _Verification:
         damage = _Damage()
         sound = []
         for segment, what in zip(wanted, in_parallel(self._check_segment, wanted), strict=True):
-            if what:
+            if what and not self._is_expired(segment):
                 damage.add(what, f"{segment.branch} {segment.first:#x}-{segment.last:#x}")
+            elif what:
+                continue
             else:
                 sound.append(segment)
         self._progress.finish()
@@ -270,7 +288,8 @@ class _Verification:
             )
         ledger = Ledger(sound)
         for manifest in self._manifests:
-            yield from self._log_of_backup(manifest, ledger, ancestry)
+            if manifest.backup_id not in self._expired:
+                yield from self._log_of_backup(manifest, ledger, ancestry)
         if self._request.backup_id is None:
             yield from self._continuity(ledger, ancestry)
 
@@ -288,6 +307,11 @@ class _Verification:
             return self._lineage.holes()
         except IntegrityError:
             return []
+
+    def _is_expired(self, segment: LogSegment) -> bool:
+        """Whether a stretch that was listed has been removed on purpose since."""
+        expired = [hole for hole in self._known_holes() if hole.expired and hole.branch == segment.branch]
+        return bool(_explaining(expired, segment.first, segment.last))
 
     def _segments_to_check(self, segments: list[LogSegment], ancestry: Ancestry) -> list[LogSegment]:
         if self._request.backup_id is None:
@@ -341,10 +365,11 @@ class _Verification:
                 )
             ranges = ledger.ranges(branch)
             for (_, end), (begin, _) in itertools.pairwise(ranges):
-                causes = _causes([hole for hole in recorded if hole.branch == branch], end, begin)
-                why = causes[0] if causes else "no cause is known"
+                explaining = _explaining([hole for hole in recorded if hole.branch == branch], end, begin)
+                why = explaining[0].cause if explaining else "no cause is known"
+                severity = Severity.WARNING if explaining else Severity.PROBLEM
                 yield Finding(
-                    Severity.WARNING if causes else Severity.PROBLEM,
+                    Severity.NOTICE if explaining and all(one.expired for one in explaining) else severity,
                     f"branch {branch}",
                     f"log has a hole from {end:#x} to {begin:#x} ({why})",
                     "targets in the hole cannot be reached; after it only from backups taken after it",
@@ -353,11 +378,11 @@ class _Verification:
             yield Finding(Severity.OK, f"branch {branch}", f"{size} bytes of log in {len(ranges)} ranges")
 
 
-def _causes(holes: Sequence[LogHole], first: int, last: int) -> list[str]:
+def _explaining(holes: Sequence[LogHole], first: int, last: int) -> list[LogHole]:
     """Why log from `first` to `last` is not there; none where records, which may touch, leave some out."""
-    causes = []
+    explaining = []
     for hole in sorted(holes, key=lambda one: one.first):
         if hole.first <= first < hole.last:
-            causes.append(hole.cause)
+            explaining.append(hole)
             first = hole.last
-    return causes if first >= last else []
+    return explaining if first >= last else []

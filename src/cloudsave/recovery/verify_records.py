@@ -38,11 +38,13 @@ _HINTS = {
     "pin": "a finished backup needs it no more; what an unfinished one has stored will be stored again",
     "hole": "remove the record: capture writes it anew when it finds that log missing",
     "origin": "capture compares servers with it, a restore does not need it: " + _COPY,
+    "hold": "the backup stays held: release and hold it again",
+    "proof": "the backup does not count as proved: restore it again in a drill",
     "history": f"log of this branch cannot be used without it: {_COPY}",
 }
 _GENERATION = re.compile(r"[0-9a-f]{8}")
 _HOLE = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})")
-_CONDEMNED = re.compile(r"lineages/[^/]+/(packs|maps)/[^/]+")
+_CONDEMNED = re.compile(r"lineages/[^/]+/(packs|maps|backups)/[^/]+")
 _HEX_16_BYTES = re.compile(r"[0-9a-f]{32}")
 
 
@@ -107,7 +109,7 @@ def _tombs(store: ObjectStore) -> Iterator[Finding]:
         fields, faults = _plain(content, ("objects",))
         names = fields.get("objects")
         if not isinstance(names, list) or not all(_CONDEMNED.fullmatch(str(name)) for name in names):
-            faults.append("it does not name packs and maps")
+            faults.append("it does not name packs, maps or backups")
         yield from _plain_findings(f"tomb {info.name}", content, faults, "names")
 
 
@@ -195,6 +197,8 @@ class _Records:
             ("hole", [name for name in logs if "/holes/" in name], self._hole_fault),
             ("history", [name for name in logs if name.endswith("/history")], self._history_fault),
             ("origin", [name for name in logs if name.endswith("/origin")], self._origin_fault),
+            ("hold", self._below("holds"), self._hold_fault),
+            ("proof", self._below("proofs"), self._proof_fault),
         ]
         for kind, names, fault_of in kinds:
             for name, fault in zip(names, in_parallel(self._guarded(fault_of), names), strict=True):
@@ -248,6 +252,15 @@ class _Records:
     def _history_fault(self, name: str) -> str:
         self._dialect.parse_history(self._lineage.get_blob(name, Kind.RECORD))
         return ""
+
+    def _hold_fault(self, name: str) -> str:
+        fields = self._lineage.get_record_json(name)
+        told = isinstance(fields.get("reason"), str) and _is_instant(fields.get("since_utc"))
+        return "" if told else "does not tell why or since when"
+
+    def _proof_fault(self, name: str) -> str:
+        passed = self._lineage.get_record_json(name).get("passed")
+        return "" if isinstance(passed, bool) else "does not tell whether the drill passed"
 
     def _origin_fault(self, name: str) -> str:
         branch = name.split("/")[1]

@@ -33,7 +33,8 @@ from cloudsave.repository.log_objects import (
     read_log_object,
     write_log_object,
 )
-from cloudsave.repository.manifests import decode_manifest, encode_manifest
+from cloudsave.repository.manifests import decode_manifest, decode_references, encode_manifest
+from cloudsave.repository.parallel import map_ahead, reads_in_flight
 from cloudsave.repository.plain import read_plain, write_plain
 from cloudsave.store.api import Buffer, ObjectInfo, ObjectStore
 
@@ -229,9 +230,11 @@ class Lineage:
 
     def put_hole(self, hole: LogHole) -> None:
         """Record a hole and its cause; recording it again changes nothing."""
-        content = json.dumps({"first": hole.first, "last": hole.last, "cause": hole.cause}).encode()
+        fields = {"first": hole.first, "last": hole.last, "cause": hole.cause}
+        if hole.expired:
+            fields["expired"] = True
         try:
-            self._put_record(f"logs/{hole.branch}/holes/{hole.first:016x}-{hole.last:016x}", content)
+            self._put_record(hole_name(hole), json.dumps(fields).encode())
         except ObjectExists:
             return
 
@@ -243,7 +246,8 @@ class Lineage:
             if len(parts) == 6 and parts[4] == "holes":
                 fields = self.get_record_json("/".join(parts[2:]))
                 try:
-                    hole = LogHole(parts[3], int(fields["first"]), int(fields["last"]), str(fields["cause"]))
+                    first, last, cause = int(fields["first"]), int(fields["last"]), str(fields["cause"])
+                    hole = LogHole(parts[3], first, last, cause, fields.get("expired") is True)
                 except (KeyError, ValueError, TypeError, OverflowError) as error:
                     raise IntegrityError(f"record {info.name!r} is malformed") from error
                 found.append(hole)
@@ -254,8 +258,11 @@ class Lineage:
 
     def backup_ids(self) -> list[str]:
         """Ids of committed backups, oldest first (ids begin with the instant of their start)."""
-        infos = self.store.list(self.root + "backups/")
-        return sorted(info.name.rpartition("/")[2] for info in infos if not self._is_revocation(info))
+        infos = list(self.store.list(self.root + "backups/"))
+        flags = map_ahead(self._is_revocation, infos, in_flight=reads_in_flight(self.store))
+        return sorted(
+            info.name.rpartition("/")[2] for info, revoked in zip(infos, flags, strict=True) if not revoked
+        )
 
     def decided_backup_ids(self) -> set[str]:
         """Ids of backups that are committed or revoked; all others may still be on their way."""
@@ -263,8 +270,8 @@ class Lineage:
 
     def revoke(self, backup_id: str) -> None:
         """
-        Take the name of a backup that was never committed, so that its writer, should it still live, cannot
-        commit it. Raises: ObjectExists where it is committed or revoked.
+        Take the name of a backup that was never committed, or is expired, so that its writer, should it still
+        live, cannot commit it (again). Raises: ObjectExists where it is committed or revoked.
         """
         self.put_blob(f"backups/{backup_id}", Kind.RECORD, b"")
 
@@ -279,6 +286,8 @@ class Lineage:
             return self.get_blob(info.name[len(self.root) :], Kind.RECORD) == b""
         except IntegrityError:
             return False
+        except ObjectMissing:
+            return True
 
     def manifest_name(self, backup_id: str) -> str:
         """Object name of a manifest: the commit point of a backup."""
@@ -286,6 +295,9 @@ class Lineage:
 
     def manifest(self, backup_id: str) -> Manifest:
         """A manifest, its signature checked. Raises: UnknownBackup, IntegrityError."""
+        return decode_manifest(self._manifest_text(backup_id), f"manifest of backup {backup_id!r}")
+
+    def _manifest_text(self, backup_id: str) -> bytes:
         name = self.manifest_name(backup_id)
         try:
             content = self.store.get(name)
@@ -293,38 +305,19 @@ class Lineage:
             raise _unknown(backup_id) from error
         if len(content) == REVOCATION_BYTES and read_frames(self.keys, name, Kind.RECORD, content) == [b""]:
             raise _unknown(backup_id)
-        plain = b"".join(
-            read_frames(self.keys, name, Kind.MANIFEST, content, public_key=self.keys.public_key())
-        )
-        return decode_manifest(plain, f"manifest of backup {backup_id!r}")
+        frames = read_frames(self.keys, name, Kind.MANIFEST, content, public_key=self.keys.public_key())
+        return b"".join(frames)
+
+    def references(self, backup_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """
+        The packs and the maps that a backup names, without its file table. Raises: UnknownBackup,
+        IntegrityError.
+        """
+        return decode_references(self._manifest_text(backup_id), f"manifest of backup {backup_id!r}")
 
     def put_manifest(self, manifest: Manifest) -> None:
         """Seal, sign and put a manifest. Raises: ObjectExists where the id is taken (or was revoked)."""
         self.put_blob(f"backups/{manifest.backup_id}", Kind.MANIFEST, encode_manifest(manifest), sign=True)
-
-    def condemned(self) -> set[str]:
-        """
-        Packs and maps of this lineage ("packs/...", "maps/...") that a garbage collector is about to delete:
-        they must not be reused. A tomb that is gone by now has been withdrawn, or its objects are gone too.
-        """
-        condemned: set[str] = set()
-        for info in self.store.list("tombs/"):
-            try:
-                tomb = read_plain(self.store.get(info.name))
-                if tomb is None or tomb.intact is False:
-                    raise ValueError("its digest is wrong, or it is no JSON object")
-                names = tomb.fields["objects"]
-                mine = {name[len(self.root) :] for name in names if name.startswith(self.root)}
-            except ObjectMissing:
-                continue
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise IntegrityError(
-                    f"tomb {info.name!r} is damaged",
-                    detail="It does not say what is about to be deleted, so nothing can be reused safely.",
-                    hints=["delete the tomb when no garbage collection runs"],
-                ) from error
-            condemned |= mine
-        return condemned
 
     def put_blob(self, name: str, kind: Kind, content: Buffer, *, sign: bool = False) -> int:
         """
@@ -358,6 +351,11 @@ class Lineage:
 
     def _get_record(self, name: str) -> bytes:
         return self.get_blob(name, Kind.RECORD)
+
+
+def hole_name(hole: LogHole) -> str:
+    """Name of the record of a hole, relative to the lineage."""
+    return f"logs/{hole.branch}/holes/{hole.first:016x}-{hole.last:016x}"
 
 
 def _sorted_segments(listing: Iterator[ObjectInfo]) -> list[LogSegment]:

@@ -46,9 +46,7 @@ def decode_manifest(content: bytes, what: str) -> Manifest:
     try:
         fields: dict[str, Any] = json.loads(content)
         if fields.pop("format") != MANIFEST_FORMAT:
-            raise FormatUnsupported(
-                f"cannot read {what}: a newer format", hints=["use a newer release of cloudsave"]
-            )
+            raise _unsupported(what)
         columns = fields.pop("file_columns")
         kind_at = columns.index("kind")
         files = []
@@ -66,6 +64,23 @@ def decode_manifest(content: bytes, what: str) -> Manifest:
         return Manifest(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{what} cannot be read", detail=f"It is malformed: {error}.") from error
+
+
+def decode_references(content: bytes, what: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The packs and maps that a manifest names. Raises: IntegrityError, FormatUnsupported."""
+    try:
+        fields: dict[str, Any] = json.loads(content)
+        if fields["format"] != MANIFEST_FORMAT:
+            raise _unsupported(what)
+        return tuple(map(str, fields["packs"])), tuple(map(str, fields["maps"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{what} cannot be read", detail=f"It is malformed: {error}.") from error
+
+
+def _unsupported(what: str) -> FormatUnsupported:
+    return FormatUnsupported(
+        f"cannot read {what}: a newer format", hints=["use a newer release of cloudsave"]
+    )
 
 
 def _decode_detection(fields: dict[str, Any]) -> ChangeDetection:

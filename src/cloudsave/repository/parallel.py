@@ -12,9 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from cloudsave.store.api import ObjectStore
+
 POLL_SECONDS = 0.2
 TASKS_PER_WORKER = 2
 """Limit: tasks that wait for each thread."""
+SMALL_READS_IN_FLIGHT = 16
+"""Limit: small objects that are read from a distant store, or deleted in it, at the same time."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -61,6 +65,9 @@ def map_ahead(work: Callable[[T], R], items: Iterable[T], *, in_flight: int) -> 
     The results of `work` in the order of `items`, up to `in_flight` of them under way at once. Raises: what
     `work` raises, when its result's turn comes.
     """
+    if in_flight == 1:
+        yield from map(work, items)
+        return
     with ThreadPoolExecutor(in_flight) as pool:
         waiting: deque[Future[R]] = deque()
         try:
@@ -73,6 +80,11 @@ def map_ahead(work: Callable[[T], R], items: Iterable[T], *, in_flight: int) -> 
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def reads_in_flight(store: ObjectStore) -> int:
+    """How many small objects to read at once: where a read takes no round trip a thread is dearer."""
+    return SMALL_READS_IN_FLIGHT if store.capabilities.distant else 1
 
 
 class _Run(Generic[T]):

@@ -33,7 +33,7 @@ from cloudsave.repository.plain import write_plain
 from cloudsave.store.api import ObjectStore
 
 _IN_LINEAGE = re.compile(
-    r"lineages/([a-z]+-[^/]+)/(identity$|(generations|packs|maps|backups|logs|pins|proofs)/)"
+    r"lineages/([a-z]+-[^/]+)/(identity$|(generations|packs|maps|backups|logs|pins|proofs|holds)/)"
 )
 
 

@@ -8,15 +8,13 @@ one. Memory = workers x frame + (workers + 1) x pack + the queue + maps of files
 
 Invariant: the manifest is put when all packs and maps that it names are durable; before that the backup
 does not exist.
-Invariant: pin, then list tombs, then list packs, and only then reuse: garbage collection either sees the
-pin or the writer sees its tomb. (Checked by exhaustive exploration of a model; decision 0004.)
+Invariant: nothing is reused that was not claimed (`claim.py`).
 """
 
 from __future__ import annotations
 
 import itertools
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +24,11 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists, ObjectMissing
+from cloudsave.errors import GenerationFenced, IntegrityError, ObjectExists
 from cloudsave.kernels.pages import FingerprintKey, fingerprints
 from cloudsave.model.item import ContentPiece, Item, Piece, is_last
 from cloudsave.model.manifest import BackupStatistics, FileEntry, Manifest
+from cloudsave.repository.claim import Claim, claim
 from cloudsave.repository.container import Arena, FrameRef
 from cloudsave.repository.crypto import ZSTD_LEVEL
 from cloudsave.repository.file_maps import Blocks, FileState, MapWriter, Slot, runs_of
@@ -46,9 +45,6 @@ PUTS_MAX = 64
 """Limit: packs that are put at once; fewer where there are fewer workers, by the memory that packs have."""
 PROOF_EVERY_FRAMES = 16
 """Of so many data frames one is opened again and compared before it leaves (all of them with `paranoid`)."""
-GENERATION_MAX = 0xFFFFFFFF
-_GENERATION = re.compile(r"[0-9a-f]{8}")
-GENERATION_TRIES_MAX = 100
 POLL_SECONDS = 0.2
 
 
@@ -154,6 +150,8 @@ class BackupWriter:
         self._putting = ThreadPoolExecutor(PUTS_MAX, thread_name_prefix="backup-put")
         self._sequence = itertools.count()
         self._generation = 0
+        self.claimed: Claim | None = None
+        """What it may reuse, once open."""
         self._counts = _Counts()
         self._incomplete: dict[str, FileState] = {}
         """Files of which more pieces are to come, by path."""
@@ -170,26 +168,14 @@ class BackupWriter:
         """
         Claim a generation, pin what may be reused, start the workers. Returns the number of adopted packs.
         """
-        self._generation = self._claim_generation()
-        unfinished = self._unfinished_generations()
-        self._lineage.put_record_json(
-            f"pins/{self.backup_id}",
-            {
-                "generation": self._generation,
-                "parents": [self._parent.backup_id] if self._parent else [],
-                "adopts": unfinished,
-                "created_utc": self._lineage.clock.now().isoformat(timespec="seconds"),
-            },
-        )
-        condemned = self._lineage.condemned()
-        prefix = self._lineage.root + "packs/"
-        sizes = {info.name[len(prefix) :]: info.size_bytes for info in self._lineage.store.list(prefix)}
-        usable = {name: size for name, size in sizes.items() if f"packs/{name}" not in condemned}
+        parent = self._parent.backup_id if self._parent else ""
+        taken = self.claimed = claim(self._lineage, self.backup_id, parent=parent)
+        self._generation, usable, condemned = taken.generation, taken.usable, taken.condemned.objects
         zero_print = np.empty(1, np.uint64)
         fingerprints(bytes(BLOCK_BYTES), page_bytes=BLOCK_BYTES, key=self._key, out=zero_print)
         self._priors = Priors(self._lineage, self._parent, usable, condemned, zero_print=int(zero_print[0]))
         self._maps = MapWriter(self._lineage, generation=self._generation)
-        wanted = {f"{generation:08x}" for generation in unfinished}
+        wanted = {f"{generation:08x}" for generation in taken.adopts}
         adopted = self._priors.adopt(
             [(n, s) for n, s in sorted(usable.items()) if n.partition("-")[0] in wanted]
         )
@@ -285,13 +271,6 @@ class BackupWriter:
             ) from error
         return manifest
 
-    def _is_genuine(self, generation: int) -> bool:
-        """Whether a claim can be opened with our key."""
-        try:
-            return bool(self._lineage.get_record_json(f"generations/{generation:08x}"))
-        except (IntegrityError, ObjectMissing):
-            return False
-
     def _needed(self, manifest: Manifest) -> list[str]:
         """Full names of what this backup needs to be restored and was not stored by itself."""
         store, root, own = self._lineage.store, self._lineage.root, f"{self.generation:08x}-"
@@ -312,37 +291,6 @@ class BackupWriter:
 
     # ---- before the first piece
     # -------------------------------------------------------------------------------
-
-    def _claim_generation(self) -> int:
-        prefix = self._lineage.root + "generations/"
-        names = [info.name[len(prefix) :] for info in self._lineage.store.list(prefix)]
-        taken = {int(name, 16) for name in names if _GENERATION.fullmatch(name)}
-        # The highest numbers may be a stranger's, who may add objects and wants no more backups.
-        last = next((one for one in sorted(taken, reverse=True) if self._is_genuine(one)), 0)
-        free = (one for one in range(last + 1, GENERATION_MAX) if one not in taken)
-        for generation in itertools.islice(free, GENERATION_TRIES_MAX):
-            try:
-                self._lineage.put_record_json(f"generations/{generation:08x}", {"backup": self.backup_id})
-            except ObjectExists:
-                continue
-            return generation
-        raise GenerationFenced("could not claim a writer generation: others are faster", hints=["try again"])
-
-    def _unfinished_generations(self) -> list[int]:
-        """Generations of pins whose backup was neither committed nor revoked."""
-        decided = self._lineage.decided_backup_ids()
-        prefix = self._lineage.root + "pins/"
-        pinned = [info.name[len(prefix) :] for info in self._lineage.store.list(prefix)]
-        generations = []
-        for backup_id in pinned:
-            if backup_id in decided:
-                continue
-            try:
-                generations.append(int(self._lineage.get_record_json(f"pins/{backup_id}")["generation"]))
-            except IntegrityError:
-                # Only what that backup had stored is lost to us; the pin itself still counts for collectors.
-                continue
-        return generations
 
     def _new_state(self, item: Item) -> FileState:
         named = self._priors.named(item.path) if self._trust else None

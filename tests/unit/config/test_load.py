@@ -17,6 +17,7 @@ from cloudsave.config.model import Config
 from cloudsave.config.options import GLOBAL_OPTIONS, OPTIONS, Kind, Option
 from cloudsave.config.values import BadValue, parse_size
 from cloudsave.errors import ConfigurationError, SecretInline
+from cloudsave.model.retention import RetentionRules
 
 FULL = """\
 compression_level = 3
@@ -55,6 +56,14 @@ backup_url = "postgresql://u@db9/postgres"
 checkpoint = "spread"
 mode = "remote"
 rpo_seconds = 0.5
+keep_days = 7.5
+keep_last = 3
+keep_hourly = 24
+keep_daily = 7
+keep_weekly = 5
+keep_monthly = 12
+keep_yearly = 10
+keep_proved = 1
 
 [sources.web-shop]
 url = "postgresql://u@db2:5433/postgres"
@@ -105,6 +114,16 @@ def test_every_option_of_a_file_arrives(tmp_path: Path) -> None:
                 "rpo_seconds": 0.5,
                 "canary_seconds": 5.0,
                 "backup_url": "postgresql://u@db9/postgres",
+                "retention": {
+                    "days": 7.5,
+                    "last": 3,
+                    "hourly": 24,
+                    "daily": 7,
+                    "weekly": 5,
+                    "monthly": 12,
+                    "yearly": 10,
+                    "proved": 1,
+                },
             },
             "web-shop": {
                 "name": "web-shop",
@@ -115,6 +134,7 @@ def test_every_option_of_a_file_arrives(tmp_path: Path) -> None:
                 "rpo_seconds": 2.0,
                 "canary_seconds": 15.0,
                 "backup_url": None,
+                "retention": dataclasses.asdict(RetentionRules()),
             },
         },
         "files": (tmp_path / "cloudsave.toml",),
