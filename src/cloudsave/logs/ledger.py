@@ -40,6 +40,7 @@ def first_missing(ledger: Ledger, holes: Sequence[LogHole], path: Sequence[Stret
     None where nothing of the path is durable.
     """
     cursor = _oldest(ledger, path)
+    ends = {branch: end for branch, _, end in path}
     while cursor is not None:
         cover = ledger.cover(path, cursor, None)
         passed = [
@@ -47,7 +48,9 @@ def first_missing(ledger: Ledger, holes: Sequence[LogHole], path: Sequence[Stret
         ]
         if not passed:
             return Position(cover.branch, cover.end)
-        cursor = max(passed)
+        # What is lost of a branch behind the switch is not what the next branch has there.
+        stretch_end = ends[cover.branch]
+        cursor = max(passed) if stretch_end is None else min(max(passed), stretch_end)
     return None
 
 
