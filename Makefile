@@ -7,10 +7,13 @@ BUILD_INPUTS := pyproject.toml $(wildcard tools/build_kernels.py src/cloudsave/k
 PATHS  := src tests tools $(wildcard benchmarks)
 # How tests are run; PARALLEL= runs them one after the other in one process.
 PARALLEL ?= -n auto --dist worksteal
+# What `make simulate` begins with, and how many histories it plays.
+SEED  ?= 1
+SEEDS ?= 1000
 PYTEST := $(PY) -m pytest $(PARALLEL)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint test integration faults fuzz bench docs
+.PHONY: help demo check lint test integration faults simulate fuzz bench docs
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,8 +36,11 @@ test: lint servers ## everything, on every supported version of every engine
 integration: servers ## tests on real servers; narrow by ARGS="--postgresql=15,18 -k name"
 	$(PYTEST) tests/integration $(ARGS)
 
-faults: servers ## every operation failed in turn, processes killed; ARGS as above
-	$(PYTEST) tests/faults $(ARGS)
+faults: servers ## play every fault of docs/reliability.md on 14 and 18, print how each ended; ARGS as above
+	$(PYTEST) tests -m fault --fault-table --postgresql=14,18 $(ARGS)
+
+simulate: $(VENV)/.installed-test ## play simulated histories: make simulate SEED=1 SEEDS=1000; one of them: SEEDS=1
+	$(PY) -m tests.simulation.histories --seed $(SEED) --seeds $(SEEDS) $(if $(filter 1,$(SEEDS)),--tell)
 
 fuzz: $(VENV)/.installed-test ## each parser against mutated bytes for SECONDS=60
 	CLOUDSAVE_FUZZ_SECONDS=$(or $(SECONDS),60) $(PYTEST) tests/fuzz --timeout=0

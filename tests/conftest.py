@@ -6,7 +6,12 @@ import os
 
 import pytest
 
-pytest_plugins = ["pytester", "tests.engine_report", "tests.integration.postgresql.fixtures"]
+pytest_plugins = [
+    "pytester",
+    "tests.engine_report",
+    "tests.fault_report",
+    "tests.integration.postgresql.fixtures",
+]
 
 WORKERS_PER_CORE = 2
 """A test of a real server keeps a core busy for about half of its time; the rest it waits."""

@@ -24,11 +24,13 @@ class Product:
     """
     A folder with a configuration, a passphrase and a repository, and the source `db` at `url`.
 
-    `store`: where the repository is; None: in the folder.
+    `store`: the directory of the repository; None: in the folder. `address`: its URL, where it is in none.
     """
 
-    def __init__(self, folder: Path, url: str, *, store: Path | None = None) -> None:
+    def __init__(self, folder: Path, url: str, *, store: Path | None = None, address: str = "") -> None:
         self.folder = folder
+        self.url = url
+        self.address = address
         self.repository = store or folder / "repository"
         self.configuration = folder / "cloudsave.toml"
         self.passphrase = folder / "passphrase"
@@ -38,8 +40,9 @@ class Product:
 
     def configure(self, url: str, *, settings: str = "", source: str = "") -> None:
         """Write the configuration anew; `settings` and `source` are further lines of TOML."""
+        address = self.address or self.repository
         self.configuration.write_text(
-            f"{settings}\n[repository]\nurl = '{self.repository}'\npassphrase_file = '{self.passphrase}'\n"
+            f"{settings}\n[repository]\nurl = '{address}'\npassphrase_file = '{self.passphrase}'\n"
             f"[sources.db]\nurl = '{url}'\n{source}\n"
         )
 

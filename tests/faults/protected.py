@@ -11,8 +11,6 @@ from pathlib import Path
 from tests.faults.product import Product
 from tests.integration.postgresql.cluster import Cluster, ClusterFactory
 
-MAJOR = "18"
-
 
 @dataclass
 class Protected:
@@ -31,12 +29,14 @@ class Protected:
 
 
 @contextmanager
-def protected(bindirs: dict[str, Path], folders: tuple[Path, Path], folder: Path) -> Iterator[Protected]:
+def protected(
+    major: str, bindirs: dict[str, Path], folders: tuple[Path, Path], folder: Path
+) -> Iterator[Protected]:
     """Start the server, protect it, and take it down at the end."""
     root, disk = folders
     factory = ClusterFactory(bindirs, root=root, disk=disk, noted=lambda major: None)
     try:
-        cluster = factory.create(MAJOR)
+        cluster = factory.create(major)
         product = Product(folder, cluster.url)
         recovery_key = product.run("init")["recovery_key"]
         cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS number")

@@ -120,6 +120,7 @@ def faulted_run(plan: FaultPlan, *, after_effect: bool) -> None:
 @pytest.mark.parametrize("outage", [False, True], ids=["moment", "outage"])
 @pytest.mark.parametrize("after_effect", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("error", [None, died], ids=["error", "death"])
+@pytest.mark.fault("store-operation-fails-backup", control="test_the_check_notices_a_missing_pack")
 def test_every_operation_of_a_backup_may_fail(
     after_effect: bool, outage: bool, error: type[BaseException] | None
 ) -> None:
@@ -190,6 +191,7 @@ def test_every_operation_of_storing_log_may_fail(after_effect: bool) -> None:
     assert not plan.fired
 
 
+@pytest.mark.fault("writers-two", control="test_the_check_notices_a_missing_pack")
 def test_two_writers_at_once_do_not_meet_in_a_name() -> None:
     store = prepared()
     failures: list[BaseException] = []

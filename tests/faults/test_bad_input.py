@@ -13,26 +13,34 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine_report import note_engine
 from tests.faults.product import Product
 from tests.faults.protected import Protected, protected
+from tests.integration.postgresql.fixtures import version_of
 
 NOTHING_LISTENS = "postgresql://postgres@127.0.0.1:1/postgres"
 CHECKED = ("check", "backup")
 
 
+pytestmark = pytest.mark.postgresql_majors("14", "18")
+
+
 @pytest.fixture(scope="module")
 def server(
+    postgresql_major: str,
     postgresql_bindirs: dict[str, Path],
     postgresql_folders: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Protected]:
-    with protected(postgresql_bindirs, postgresql_folders, tmp_path_factory.mktemp("protected")) as made:
+    folder = tmp_path_factory.mktemp("protected")
+    with protected(postgresql_major, postgresql_bindirs, postgresql_folders, folder) as made:
         yield made
 
 
 @pytest.fixture
-def product(server: Protected, tmp_path: Path) -> Product:
+def product(server: Protected, tmp_path: Path, request: pytest.FixtureRequest) -> Product:
     """The protected server's repository, a copy that this test may spoil."""
+    note_engine(request.node, "postgresql", server.cluster.major, version=version_of(server.cluster.bindir))
     return server.copy(tmp_path)
 
 
@@ -165,7 +173,35 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+FAULTS = {
+    "before the first backup": "target-before-first-backup",
+    "position before the first backup": "target-before-first-backup",
+    "after the end": "target-after-end",
+    "position after the end": "target-after-end",
+    "unknown transaction": "target-unknown-transaction",
+    "unknown restore point": "target-unknown-name",
+    "unknown branch": "target-unknown-branch",
+    "time without zone": "target-without-zone",
+    "impossible time": "target-impossible-time",
+    "two targets": "target-two-kinds",
+    "unknown backup": "backup-unknown",
+    "target directory in use": "directory-not-empty",
+    "wrong passphrase": "wrong-passphrase",
+    "repository exists": "init-over-repository",
+    "password in a source URL": "secret-in-url",
+    "password in a repository URL": "secret-in-url",
+}
+"""Cases that are faults of the catalogue."""
+
+
+def case_of(name: str) -> object:
+    """A case, with the fault that it plays."""
+    fault = FAULTS.get(name)
+    control = "test_without_a_fault_everything_works"
+    return pytest.param(name, marks=pytest.mark.fault(fault, control=control) if fault else ())
+
+
+@pytest.mark.parametrize("name", [case_of(name) for name in CASES])
 def test_bad_input_is_refused_and_changes_nothing(name: str, server: Protected, product: Product) -> None:
     case = CASES[name]
     case.setup(product)
@@ -192,6 +228,7 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.fault("wrong-recovery-key")
 def test_a_wrong_recovery_key_is_refused_and_the_right_one_opens(server: Protected, product: Product) -> None:
     no_passphrase(product)
     key_file = product.folder / "recovery.key"

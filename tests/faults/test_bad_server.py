@@ -89,6 +89,7 @@ def test_the_rights_that_check_prints_are_enough_for_everything(
 
 
 @pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("right-missing")
 def test_each_missing_right_is_named_with_the_statement_that_gives_it(
     clusters: ClusterFactory, product: Product
 ) -> None:
@@ -109,7 +110,8 @@ def test_each_missing_right_is_named_with_the_statement_that_gives_it(
     assert product.run("list")
 
 
-@pytest.mark.postgresql_majors("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("role-may-not-stream")
 def test_a_role_that_may_not_stream_can_neither_back_up_remotely_nor_capture(
     clusters: ClusterFactory, product: Product
 ) -> None:
@@ -126,7 +128,8 @@ def test_a_role_that_may_not_stream_can_neither_back_up_remotely_nor_capture(
     product.run("backup", "db", "--mode", "remote")
 
 
-@pytest.mark.postgresql_majors("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("wrong-password")
 def test_a_wrong_password_is_told_and_never_shown(clusters: ClusterFactory, product: Product) -> None:
     cluster = only(clusters)
     cluster.psql(f"CREATE ROLE known LOGIN REPLICATION PASSWORD '{PASSWORD}'")
@@ -147,6 +150,7 @@ def test_a_wrong_password_is_told_and_never_shown(clusters: ClusterFactory, prod
 
 
 @pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("log-too-little")
 def test_a_server_that_writes_too_little_log_is_refused(
     clusters: ClusterFactory, postgresql_major: str, tmp_path: Path
 ) -> None:
@@ -210,13 +214,14 @@ def test_a_lost_slot_is_a_hole_that_everybody_is_told_of(clusters: ClusterFactor
 # ---- another cluster
 
 
-@pytest.mark.postgresql_majors("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("cluster-made-anew")
 def test_another_cluster_under_the_same_name_is_refused(
     clusters: ClusterFactory, product: Product, tmp_path: Path
 ) -> None:
     mine = only(clusters)
     product.run("backup", "db")
-    other = clusters.create("18", fresh_identity=True)
+    other = clusters.create(mine.major, fresh_identity=True)
     product.configure(other.url)
     before = product.objects()
     for command in (["backup", "db"], ["logs", "capture", "db"], ["check", "db"]):
@@ -261,11 +266,12 @@ def enlarge(place: Path, *, mib: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={mib}m", place], check=True)
 
 
-@pytest.mark.postgresql_majors("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("repository-disk-full")
 def test_a_backup_into_a_full_repository_fails_and_succeeds_with_more_space(
-    clusters: ClusterFactory, tmp_path: Path
+    clusters: ClusterFactory, postgresql_major: str, tmp_path: Path
 ) -> None:
-    cluster = clusters.create("18")
+    cluster = clusters.create(postgresql_major)
     disk = tmp_path / "disk"
     with small_disk(disk, mib=SMALL_MIB):
         product = Product(tmp_path, cluster.url, store=disk / "repository")
@@ -280,7 +286,8 @@ def test_a_backup_into_a_full_repository_fails_and_succeeds_with_more_space(
         assert not list((disk / "repository" / ".tmp").iterdir()), "a half-written object is left"
 
 
-@pytest.mark.postgresql_majors("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("restore-disk-full")
 def test_a_restore_onto_a_full_disk_fails_and_goes_on_with_more_space(
     product: Product, tmp_path: Path
 ) -> None:
@@ -312,9 +319,12 @@ def test_a_restore_onto_a_full_disk_fails_and_goes_on_with_more_space(
 # ---- secrets
 
 
-@pytest.mark.postgresql_majors("18")
-def test_no_secret_is_shown_or_visible_to_other_users(clusters: ClusterFactory, tmp_path: Path) -> None:
-    cluster = clusters.create("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("secret-shown")
+def test_no_secret_is_shown_or_visible_to_other_users(
+    clusters: ClusterFactory, postgresql_major: str, tmp_path: Path
+) -> None:
+    cluster = clusters.create(postgresql_major)
     cluster.psql(f"CREATE ROLE known LOGIN SUPERUSER PASSWORD '{SECRET}'")
     hba = cluster.data / "pg_hba.conf"
     hba.write_text(f"local all known scram-sha-256\nlocal replication known scram-sha-256\n{hba.read_text()}")

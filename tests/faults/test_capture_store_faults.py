@@ -191,6 +191,11 @@ def faulted_run(made: Made, holes: Callable[[World], list[LogHole]], plan: Fault
     [(changing_world, no_holes, 20), (torn_world, the_one_hole, 20)],
     ids=["changing", "torn"],
 )
+@pytest.mark.fault(
+    "store-operation-fails-capture",
+    "capture-put-not-answered",
+    control="test_log_acknowledged_before_it_is_durable_would_be_seen",
+)
 def test_every_operation_of_capture_may_fail(
     made: Made,
     holes: Callable[[World], list[LogHole]],

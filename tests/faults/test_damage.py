@@ -17,9 +17,11 @@ import pytest
 from cloudsave.errors import IntegrityError
 from cloudsave.repository.head import read_head
 from cloudsave.store.memory import MemoryStore
+from tests.engine_report import note_engine
 from tests.faults.product import Product
 from tests.faults.protected import Protected, protected
 from tests.integration.postgresql.command_line import Answer
+from tests.integration.postgresql.fixtures import version_of
 
 SEED = 20261125
 TROUBLE = 255
@@ -29,19 +31,25 @@ HISTORY = b"1\t0/5000000\tno recovery target specified\n"
 Change = Callable[[bytes], bytes]
 
 
+pytestmark = pytest.mark.postgresql_majors("14", "18")
+
+
 @pytest.fixture(scope="module")
 def server(
+    postgresql_major: str,
     postgresql_bindirs: dict[str, Path],
     postgresql_folders: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Protected]:
-    with protected(postgresql_bindirs, postgresql_folders, tmp_path_factory.mktemp("protected")) as made:
+    folder = tmp_path_factory.mktemp("protected")
+    with protected(postgresql_major, postgresql_bindirs, postgresql_folders, folder) as made:
         yield made
 
 
 @pytest.fixture
-def product(server: Protected, tmp_path: Path) -> Product:
+def product(server: Protected, tmp_path: Path, request: pytest.FixtureRequest) -> Product:
     """The protected server's repository, a copy that this test may spoil."""
+    note_engine(request.node, "postgresql", server.cluster.major, version=version_of(server.cluster.bindir))
     return server.copy(tmp_path)
 
 
@@ -76,6 +84,11 @@ def flip(content: bytes, at: int) -> bytes:
 
 
 CHANGES = [truncated, emptied, flipped_in_the_middle, flipped_at_the_end, longer]
+
+
+def played(name: str) -> pytest.MarkDecorator:
+    """The fault that a case plays."""
+    return pytest.mark.fault(name, control="test_without_damage_all_is_well")
 
 
 def damage(product: Product, pattern: str, change: Change) -> list[str]:
@@ -124,7 +137,14 @@ def log_file_of(product: Product) -> str:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("pattern", ["packs/*", "maps/*", "backups/*"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param("packs/*", marks=played("pack-damaged")),
+        pytest.param("maps/*", marks=played("map-damaged")),
+        pytest.param("backups/*", marks=played("manifest-damaged")),
+    ],
+)
 def test_damage_to_what_backups_are_made_of_stops_a_restore(
     product: Product, pattern: str, change: Change
 ) -> None:
@@ -142,6 +162,7 @@ def test_damage_to_what_backups_are_made_of_stops_a_restore(
 
 @pytest.mark.parametrize("change", [truncated, emptied, longer])
 @pytest.mark.parametrize("pattern", ["packs/*", "maps/*", "backups/*", "logs/*/*/*"])
+@pytest.mark.fault("object-size-wrong", control="test_without_damage_all_is_well")
 def test_a_wrong_size_is_found_by_a_quick_look(product: Product, pattern: str, change: Change) -> None:
     damage(product, f"lineages/*/{pattern}", change)
     assert_verify_finds(product)
@@ -156,6 +177,7 @@ SMALL = [
 
 @pytest.mark.parametrize("change", [emptied, flipped_in_the_middle])
 @pytest.mark.parametrize("pattern", SMALL)
+@pytest.mark.fault("small-object-damaged", control="test_without_damage_all_is_well")
 def test_damage_to_small_objects_is_found_by_a_quick_look(
     product: Product, pattern: str, change: Change
 ) -> None:
@@ -164,6 +186,7 @@ def test_damage_to_small_objects_is_found_by_a_quick_look(
 
 
 @pytest.mark.parametrize("change", [truncated, flipped_in_the_middle])
+@pytest.mark.fault("newest-manifest-damaged", control="test_without_damage_all_is_well")
 def test_one_damaged_manifest_stops_nothing_but_its_own_backup(
     server: Protected, product: Product, change: Change
 ) -> None:
@@ -189,7 +212,16 @@ def test_one_damaged_manifest_stops_nothing_but_its_own_backup(
     product.run("backup", "db", "--full")
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(truncated, marks=played("log-object-truncated")),
+        pytest.param(emptied, marks=played("log-object-empty")),
+        pytest.param(flipped_in_the_middle, marks=played("log-object-bit-flipped")),
+        pytest.param(flipped_at_the_end, marks=played("log-object-bit-flipped")),
+        longer,
+    ],
+)
 def test_damaged_log_is_no_end_of_the_archive(product: Product, tmp_path: Path, change: Change) -> None:
     wanted = log_file_of(product)
     damage(product, "lineages/*/logs/*/*/*", change)
@@ -201,6 +233,7 @@ def test_damaged_log_is_no_end_of_the_archive(product: Product, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.fault("history-damaged")
 def test_a_damaged_history_is_no_missing_history(product: Product, tmp_path: Path, change: Change) -> None:
     file = tmp_path / "00000002.history"
     file.write_bytes(HISTORY)
@@ -217,6 +250,7 @@ def test_a_damaged_history_is_no_missing_history(product: Product, tmp_path: Pat
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.fault("key-slot-damaged")
 def test_a_damaged_key_slot_is_no_wrong_passphrase_and_another_slot_opens(
     server: Protected, product: Product, change: Change
 ) -> None:
@@ -237,6 +271,7 @@ def test_a_damaged_key_slot_is_no_wrong_passphrase_and_another_slot_opens(
 
 
 @pytest.mark.parametrize("change", [truncated, emptied])
+@pytest.mark.fault("head-damaged", control="test_without_damage_all_is_well")
 def test_a_damaged_head_is_no_missing_repository(product: Product, change: Change) -> None:
     damage(product, "cloudsave.json", change)
     for command in (["list"], ["verify"], ["init"], ["backup", "db"]):
@@ -265,6 +300,7 @@ def test_no_flipped_bit_of_the_head_leads_to_anything_but_an_integrity_error(pro
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.fault("identity-damaged", control="test_without_damage_all_is_well")
 def test_a_damaged_identity_is_told_and_the_lineage_still_found_by_its_id(
     product: Product, change: Change
 ) -> None:
@@ -279,6 +315,7 @@ def test_a_damaged_identity_is_told_and_the_lineage_still_found_by_its_id(
 
 
 @pytest.mark.parametrize("pattern", ["packs/*", "maps/*", "backups/*", "identity", "logs/*/*/*"])
+@pytest.mark.fault("bits-flipped-anywhere", control="test_without_damage_all_is_well")
 def test_bits_flipped_anywhere_never_end_in_a_bug_or_in_success_with_other_bytes(
     product: Product, tmp_path: Path, pattern: str
 ) -> None:
@@ -303,6 +340,7 @@ def test_bits_flipped_anywhere_never_end_in_a_bug_or_in_success_with_other_bytes
 
 @pytest.mark.parametrize("change", [truncated, emptied, flipped_in_the_middle])
 @pytest.mark.parametrize("pattern", ["packs/*", "maps/*", "backups/*", "pins/*", "generations/*"])
+@pytest.mark.fault("backup-on-damaged-parent", control="test_without_damage_all_is_well")
 def test_a_backup_on_top_of_damage_is_sound_or_refused(
     product: Product, pattern: str, change: Change
 ) -> None:

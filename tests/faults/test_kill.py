@@ -301,7 +301,8 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids
 
 @SIGNALS
 @pytest.mark.parametrize("mode", ["local", "remote"])
-@pytest.mark.postgresql_majors("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("backup-killed")
 def test_a_backup_that_is_stopped_leaves_server_and_repository_in_order(
     line: CommandLine, number: int, mode: str
 ) -> None:
@@ -405,7 +406,8 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.postgresql_majors("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("restore-killed-at-opening")
 def test_a_restore_that_is_killed_around_the_opening_of_its_server_is_finished_when_run_again(
     line: CommandLine,
 ) -> None:

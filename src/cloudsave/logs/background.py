@@ -13,7 +13,7 @@ from cloudsave.clock import Clock
 from cloudsave.engines.api import Dialect, LogSource
 from cloudsave.errors import BackupLogLost, BackupNotCovered
 from cloudsave.logs.capture import run_capture
-from cloudsave.logs.ledger import lost_within
+from cloudsave.logs.ledger import lost_within, unrecorded_gaps
 from cloudsave.logs.status import CaptureOptions, CaptureState, CaptureStatus, Observer
 from cloudsave.logs.tail import store_tail
 from cloudsave.logs.writer import LogArchive
@@ -282,11 +282,21 @@ class BackupLogCover:
         """
         if self._own is not None:
             self._own.ended(wait_seconds=0.0)
-        if at_hand is not None and self.fill(start, stop, at_hand):
+        if at_hand is not None and self.fill(start, stop, at_hand) and not self._gap_left(start.branch):
             return
         if self._own is not None:
             self._own.await_durable(stop, timeout_seconds=COVER_SECONDS_MAX)
         await_durable(self._lineage, start, stop, clock=self._clock, timeout_seconds=COVER_SECONDS_MAX)
+
+    def _gap_left(self, branch: str) -> bool:
+        """
+        Whether older log is missing that its own capture, which stores in order, will yet store or record as
+        lost: nobody else would, before the next backup.
+        """
+        if self._own is None:
+            return False
+        ledger = Ledger(self._lineage.logs())
+        return len(ledger.ranges(branch)) > 1 and bool(unrecorded_gaps(ledger, self._lineage.holes(), branch))
 
     def close(self) -> None:
         """Stop what `begin` started. Never raises."""

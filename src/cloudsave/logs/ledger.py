@@ -42,17 +42,25 @@ def first_missing(ledger: Ledger, holes: Sequence[LogHole], path: Sequence[Stret
     The first file of a branch repeats its parent's log: where it is lost, so is that.
     """
     cursor = _oldest(ledger, path)
-    names = [branch for branch, _, _ in path]
+    ends = {branch: end for branch, _, end in path}
+    names = list(ends)
     while cursor is not None:
         cover = ledger.cover(path, cursor, None)
-        holders = names[names.index(cover.branch) :]
         passed = [
-            hole.last for hole in holes if hole.branch in holders and hole.first <= cover.end < hole.last
+            reach
+            for hole in holes
+            if hole.branch in names[names.index(cover.branch) :]
+            # What is lost of a branch behind the switch is not what the next branch has there.
+            and hole.first <= cover.end < (reach := _least(hole.last, ends[hole.branch]))
         ]
         if not passed:
             return Position(cover.branch, cover.end)
         cursor = max(passed)
     return None
+
+
+def _least(offset: int, end: int | None) -> int:
+    return offset if end is None else min(offset, end)
 
 
 def next_step(

@@ -160,9 +160,21 @@ class LogPath:
             index = self.index(extent)
             if begin is None:
                 begin = _known_begin(index, extent, offset)
+            if begin is None and self._ends_with_record_after(offset, extent):
+                return extent.last
             if begin is not None and begin < index.records_end:
                 return min(extent.last, max(index.records_end, begin))
         return None
+
+    def _ends_with_record_after(self, offset: int, extent: Extent) -> bool:
+        """
+        Whether an extent that is cut at a switch, which is a record boundary, ends with a record that begins
+        at or after `offset`: its index tells of the last record of the whole segment, on the next branch.
+        """
+        if extent.last == extent.segment.last:
+            return False
+        record = self._indexes.last_record(extent.segment, extent.last)
+        return record is not None and record >= max(offset, extent.first)
 
 
 def is_beyond(instant_us: int, limit_us: int, inclusive: bool) -> bool:

@@ -187,13 +187,16 @@ class Reach:
         for _, run in sorted(runs.items()):
             backup, log = min(run, key=lambda pair: pair[0].stop.offset)
             end = max(log.tail().end, backup.stop.offset)
+            # By the newest backup, which a time is planned from first: where the source's clock was set back
+            # meanwhile, older log has later instants, which its clock has yet to reach again.
+            newest, newest_log = run[0]
             found.append(
                 RecoverableRange(
                     branch=self.branch,
                     begin=self.position(backup.stop.offset),
                     end=self.position(end),
                     begin_us=min(self.earliest_us(*pair) for pair in run),
-                    end_us=max(log.complete_until_us(), self.earliest_us(backup, log)),
+                    end_us=max(newest_log.complete_until_us(), self.earliest_us(newest, newest_log)),
                     backups=tuple(one.backup_id for one, _ in reversed(run)),
                 )
             )

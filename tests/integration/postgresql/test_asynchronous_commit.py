@@ -116,7 +116,8 @@ class Planner:
         }
 
 
-@pytest.mark.postgresql_majors("15", "18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("commit-not-written-yet")
 def test_a_commit_that_is_not_written_yet_is_never_left_out_in_silence(
     clusters: ClusterFactory, postgresql_major: str
 ) -> None:

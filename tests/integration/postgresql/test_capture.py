@@ -197,6 +197,7 @@ def test_the_stream_can_begin_at_any_position(keeping: Cluster) -> None:
     source.close()
 
 
+@pytest.mark.fault("server-crashes-during-capture")
 def test_capture_goes_on_after_the_server_crashed(keeping: Cluster, tmp_path: Path) -> None:
     lineage = new_lineage(keeping)
     keeping.pgbench_init(1)
@@ -268,6 +269,7 @@ def test_a_promotion_of_the_captured_standby_is_followed(
     assert_same_files(lineage, standby, captured_names(lineage, standby, 2), tmp_path)
 
 
+@pytest.mark.fault("failover-old-branch-unfinished")
 def test_after_a_failover_the_old_branch_is_completed_from_the_new_primary(
     clusters: ClusterFactory, postgresql_major: str, tmp_path: Path
 ) -> None:
@@ -326,6 +328,7 @@ def lose_slot(cluster: Cluster) -> None:
     pytest.fail("the server did not invalidate the slot")
 
 
+@pytest.mark.fault("slot-invalidated-by-size", control="test_a_second_run_goes_on_where_the_first_one_ended")
 def test_a_lost_slot_becomes_a_recorded_hole_an_alarm_and_a_new_slot(
     clusters: ClusterFactory, postgresql_major: str, tmp_path: Path
 ) -> None:
@@ -357,6 +360,7 @@ def test_a_lost_slot_becomes_a_recorded_hole_an_alarm_and_a_new_slot(
     ).exists()
 
 
+@pytest.mark.fault("log-removed-uncaptured", control="test_the_stream_can_begin_at_any_position")
 def test_removed_log_is_told_as_such(clusters: ClusterFactory, postgresql_major: str) -> None:
     cluster = clusters.create(postgresql_major, conf=LIMITED)
     begin = parse_lsn(cluster.lsn())
@@ -387,6 +391,7 @@ def test_a_committed_row_is_durable_in_the_repository_within_seconds(cluster: Cl
     assert max(waits) < 10.0, waits
 
 
+@pytest.mark.fault("foreign-cluster-captured", control="test_what_is_stored_are_the_servers_files")
 def test_another_cluster_is_refused(clusters: ClusterFactory, postgresql_major: str) -> None:
     ours = clusters.create(postgresql_major)
     foreign = clusters.create(postgresql_major, fresh_identity=True)
@@ -396,6 +401,7 @@ def test_another_cluster_is_refused(clusters: ClusterFactory, postgresql_major: 
     assert lineage.logs() == []
 
 
+@pytest.mark.fault("captures-two-of-one-slot", control="test_a_second_run_goes_on_where_the_first_one_ended")
 def test_two_captures_of_one_slot_are_refused(cluster: Cluster) -> None:
     lineage = new_lineage(cluster)
     with Watched(cluster, lineage):
@@ -404,6 +410,7 @@ def test_two_captures_of_one_slot_are_refused(cluster: Cluster) -> None:
             second.start()
 
 
+@pytest.mark.fault("copy-went-on-differently")
 def test_a_copy_that_went_on_differently_is_a_conflict(
     clusters: ClusterFactory, postgresql_major: str, tmp_path: Path
 ) -> None:
@@ -455,6 +462,7 @@ def test_pushed_files_and_captured_log_are_the_same(keeping: Cluster, tmp_path: 
         fetched(fresh, beyond, tmp_path)
 
 
+@pytest.mark.fault("partial-file-of-ended-branch")
 def test_the_partial_last_file_of_an_ended_branch_is_stored_up_to_its_end(
     clusters: ClusterFactory, postgresql_major: str, tmp_path: Path
 ) -> None:
@@ -488,6 +496,7 @@ def test_the_partial_last_file_of_an_ended_branch_is_stored_up_to_its_end(
     assert_same_bytes(stored[:length], content[:length], partial.name)
 
 
+@pytest.mark.fault("foreign-log-file-pushed", control="test_pushed_files_and_captured_log_are_the_same")
 def test_a_file_of_another_cluster_is_refused(clusters: ClusterFactory, postgresql_major: str) -> None:
     ours = clusters.create(postgresql_major)
     foreign = clusters.create(postgresql_major, fresh_identity=True)
@@ -499,6 +508,7 @@ def test_a_file_of_another_cluster_is_refused(clusters: ClusterFactory, postgres
     assert lineage.logs() == []
 
 
+@pytest.mark.fault("damaged-log-file-pushed", control="test_pushed_files_and_captured_log_are_the_same")
 def test_a_damaged_file_is_refused(keeping: Cluster, tmp_path: Path) -> None:
     lineage = new_lineage(keeping)
     write_log(keeping, 18)

@@ -170,6 +170,7 @@ def rewrite_index(protected: Protected, segment: LogSegment) -> None:
 
 
 @pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("database-away-and-back")
 def test_a_database_that_was_away_and_came_back_is_read_as_a_whole(
     clusters: ClusterFactory, postgresql_major: str
 ) -> None:
@@ -296,7 +297,8 @@ def test_where_the_log_does_not_suffice_pages_are_compared_which_the_manifest_sa
     )
 
 
-@pytest.mark.postgresql_majors("15", "18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("change-unknown-to-log")
 def test_a_change_that_the_log_does_not_know_is_found_by_the_proof(
     clusters: ClusterFactory, postgresql_major: str
 ) -> None:

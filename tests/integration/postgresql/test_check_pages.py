@@ -6,6 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.integration.postgresql.cluster import Cluster
 from tests.integration.postgresql.command_line import SOURCE, CommandLine
 
@@ -33,6 +35,7 @@ def pages_of(result: dict[str, Any]) -> list[tuple[str, int]]:
     return [(page["path"], page["block"]) for page in result["pages"]["corrupt_pages"]]
 
 
+@pytest.mark.fault("page-corrupt-scrubbed")
 def test_a_flipped_byte_is_found_and_a_sound_server_passes(
     cluster: Cluster, postgresql_major: str, tmp_path: Path
 ) -> None:

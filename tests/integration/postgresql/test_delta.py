@@ -218,7 +218,10 @@ def test_a_delta_restore_killed_at_any_moment_goes_on(site: Site) -> None:
         assert connection.execute("SELECT max(i) FROM t").fetchone() == (20,)
 
 
-@pytest.mark.postgresql_majors("15")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault(
+    "server-runs-in-target", control="test_over_a_used_and_damaged_directory_it_is_what_a_fresh_restore_makes"
+)
 def test_a_place_that_a_server_uses_is_refused(site: Site) -> None:
     """Found by its processes, whatever has become of `postmaster.pid`, and through links of a copy."""
     site.restore("used", delta=False)

@@ -55,6 +55,7 @@ def test_unsuitable_settings_are_named_with_their_cure(
     assert "GB'" in limit.hint
 
 
+@pytest.mark.fault("slot-about-to-be-lost")
 def test_slots_say_what_they_hold_and_when_they_are_lost(cluster: Cluster) -> None:
     cluster.psql("SELECT pg_create_physical_replication_slot('cloudsave_one', true)")
     cluster.psql("SELECT pg_create_physical_replication_slot('bare', false)")
@@ -77,6 +78,7 @@ def test_slots_say_what_they_hold_and_when_they_are_lost(cluster: Cluster) -> No
     assert "lost" in lost.fact
 
 
+@pytest.mark.fault("archiver-failing", control="test_sound_server_has_no_problem")
 def test_failing_archiver_is_a_warning(clusters: ClusterFactory, postgresql_major: str) -> None:
     cluster = clusters.create(postgresql_major, conf={"archive_mode": "on", "archive_command": "false"})
     cluster.psql("CREATE TABLE t (x int)")

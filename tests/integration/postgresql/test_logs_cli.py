@@ -100,7 +100,8 @@ def end_by(process: subprocess.Popen[bytes], number: int) -> int:
     return process.wait(timeout=TIMEOUT_SECONDS)
 
 
-@pytest.mark.postgresql_majors("15", "18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("capture-killed")
 def test_captures_killed_at_random_moments_lose_nothing(product: Product, tmp_path: Path) -> None:
     chance = random.Random(4711)
     cluster = product.cluster
@@ -144,7 +145,8 @@ def test_sigterm_stores_what_has_been_received(product: Product) -> None:
     assert durable(lineage) >= parse_lsn(end)
 
 
-@pytest.mark.postgresql_majors("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("archive-end-unproved")
 def test_fetch_ends_with_1_only_for_what_is_proved_absent(product: Product) -> None:
     cluster = product.cluster
     process = product.capture()

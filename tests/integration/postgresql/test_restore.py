@@ -46,6 +46,7 @@ def assert_restored_as(found: Restored, expectation: Expectation) -> None:
         assert_ledger(connection, expectation)
 
 
+@pytest.mark.fault("restored-server-archives")
 def test_every_kind_of_target_brings_exactly_the_acknowledged_commits(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -112,6 +113,9 @@ def filled(cluster: Cluster) -> tuple[Protected, datetime, datetime]:
     return protected, before, amid
 
 
+@pytest.mark.fault(
+    "log-object-missing", control="test_times_before_the_backup_and_after_the_end_are_refusals"
+)
 def test_a_missing_log_object_is_a_refusal_and_not_an_earlier_end(cluster: Cluster) -> None:
     protected, _, amid = filled(cluster)
     whole = protected.plan(LATEST)
@@ -138,6 +142,7 @@ def test_times_before_the_backup_and_after_the_end_are_refusals(cluster: Cluster
         assert connection.execute("SELECT max(i) FROM t").fetchone() == (10,)
 
 
+@pytest.mark.fault("commit-before-begin")
 def test_a_commit_between_the_order_of_a_backup_and_its_begin_is_not_before_it(cluster: Cluster) -> None:
     """Such a commit is in the backup, and nothing of it in the log from its start on."""
     protected = Protected.begin(cluster)
@@ -170,6 +175,7 @@ def test_a_commit_between_the_order_of_a_backup_and_its_begin_is_not_before_it(c
     assert protected.plan(Target(TargetKind.LATEST))
 
 
+@pytest.mark.fault("history-missing")
 def test_a_promotion_is_followed_and_a_missing_history_is_a_refusal(cluster: Cluster) -> None:
     protected = Protected.begin(cluster)
     with protected.captured() as capture:
@@ -262,6 +268,7 @@ def test_a_server_that_an_earlier_run_opened_is_finished_and_still_judged(cluste
             context.target.stop()
 
 
+@pytest.mark.fault("tablespace-shared-with-source")
 def test_tablespaces_are_remapped_and_never_shared_with_the_source(cluster: Cluster) -> None:
     place = cluster.factory.folder()
     cluster.psql(f"CREATE TABLESPACE apart LOCATION '{place}'")
@@ -281,6 +288,7 @@ def test_tablespaces_are_remapped_and_never_shared_with_the_source(cluster: Clus
         assert connection.execute("SELECT pg_tablespace_location(%s::oid)", [oid]).fetchone() == (str(new),)
 
 
+@pytest.mark.fault("tablespace-made-after-backup")
 def test_a_tablespace_made_after_the_backup_is_never_shared_with_the_source(cluster: Cluster) -> None:
     """Replay links to the source's own directory: the restored server would overwrite the source's files."""
     protected = Protected.begin(cluster)
@@ -332,6 +340,9 @@ def test_a_configuration_outside_of_the_data_directory_serves(cluster: Cluster) 
         server.stop()
 
 
+@pytest.mark.fault(
+    "log-damaged-during-replay", control="test_every_kind_of_target_brings_exactly_the_acknowledged_commits"
+)
 def test_damaged_log_stops_the_recovery_and_is_told_as_such(cluster: Cluster) -> None:
     protected, _, _ = filled(cluster)
     plan = protected.plan(LATEST)
@@ -349,7 +360,10 @@ def test_damaged_log_stops_the_recovery_and_is_told_as_such(cluster: Cluster) ->
     assert not (directory / "postmaster.pid").exists()
 
 
-@pytest.mark.postgresql_majors("15")
+@pytest.mark.postgresql_majors("14", "15", "18")
+@pytest.mark.fault(
+    "server-ends-elsewhere", control="test_every_kind_of_target_brings_exactly_the_acknowledged_commits"
+)
 def test_a_server_that_ends_elsewhere_than_planned_is_not_opened(cluster: Cluster) -> None:
     protected, _, amid = filled(cluster)
     plan = protected.plan(Target(TargetKind.TIME, time=amid))
@@ -387,6 +401,9 @@ def test_a_server_that_cannot_pause_at_the_target_is_opened_where_it_is_right(cl
             pytest.fail("a look is at a server that is open for writing")
 
 
+@pytest.mark.fault(
+    "server-does-not-start", control="test_every_kind_of_target_brings_exactly_the_acknowledged_commits"
+)
 def test_what_the_server_says_is_in_the_error_when_it_does_not_start(cluster: Cluster) -> None:
     protected, _, _ = filled(cluster)
     plan = protected.plan(LATEST)
@@ -397,7 +414,8 @@ def test_what_the_server_says_is_in_the_error_when_it_does_not_start(cluster: Cl
         bring_up(plan, directory, context, options)
 
 
-@pytest.mark.postgresql_majors("15")
+@pytest.mark.postgresql_majors("14", "15", "18")
+@pytest.mark.fault("restore-killed")
 def test_a_restore_killed_at_any_moment_goes_on(cluster: Cluster) -> None:
     cluster.pgbench_init(8)
     protected, _, _ = filled(cluster)

@@ -94,6 +94,7 @@ def test_negative_control_a_file_left_out_is_noticed(cluster: Cluster, mode: str
 
 
 @MODES
+@pytest.mark.fault("page-corrupt-in-source", control="test_backup_under_load_starts_and_balances")
 def test_corrupt_page_is_named_and_the_backup_finishes(cluster: Cluster, mode: str) -> None:
     cluster.psql("CREATE TABLE t AS SELECT g FROM generate_series(1, 30000) g")
     path = relation_path(cluster, "t")
@@ -166,6 +167,7 @@ class Changing:
 
 
 @MODES
+@pytest.mark.fault("tables-vanish-during-backup", control="test_negative_control_a_file_left_out_is_noticed")
 def test_tables_dropped_and_databases_removed_meanwhile_do_no_harm(
     clusters: ClusterFactory, postgresql_major: str, mode: str
 ) -> None:
@@ -270,6 +272,7 @@ def test_auto_reads_locally_and_says_so(cluster: Cluster) -> None:
     assert begun.notes[0].startswith("read locally")
 
 
+@pytest.mark.fault("clone-taken-for-server", control="test_auto_reads_locally_and_says_so")
 def test_clone_is_never_taken_for_the_server(cluster: Cluster) -> None:
     """A running clone has the same system identifier; a cold one even a copied postmaster.pid."""
     clone = cluster.factory.folder() / "clone"
@@ -288,6 +291,7 @@ def test_clone_is_never_taken_for_the_server(cluster: Cluster) -> None:
         assert "not the server's" in is_not_the_servers(session, clone, identifier)
 
 
+@pytest.mark.fault("session-lost-during-backup", control="test_backup_under_load_starts_and_balances")
 def test_lost_session_makes_the_backup_worthless_and_says_so(cluster: Cluster) -> None:
     source = PostgresEngine(cluster.url).backup_source(mode="local", fast=True, label="killed")
     source.begin()
@@ -331,6 +335,7 @@ def test_abort_ends_backup_mode(cluster: Cluster) -> None:
     assert backup(cluster, "local").stop.corrupt_pages == ()
 
 
+@pytest.mark.fault("link-in-place-of-data", control="test_auto_reads_locally_and_says_so")
 def test_link_in_place_of_data_is_refused(cluster: Cluster) -> None:
     cluster.stop()
     outside = cluster.home / "pg_xact"
@@ -414,6 +419,7 @@ def test_files_made_during_a_local_backup_are_left_to_replay(cluster: Cluster) -
     source.finish()
 
 
+@pytest.mark.fault("other-kinds-of-files")
 def test_other_links_and_kinds_are_noted(cluster: Cluster) -> None:
     (cluster.data / "notes.txt").symlink_to("/etc/hostname")
     taken = backup(cluster, "local")

@@ -154,6 +154,7 @@ def back_up(protected: Protected, mode: str, disturb: Callable[[], None]) -> Man
 
 @MAJORS
 @MODES
+@pytest.mark.fault("promotion-during-standby-backup")
 def test_a_promotion_during_the_backup_makes_it_worthless(
     clusters: ClusterFactory, postgresql_major: str, mode: str
 ) -> None:
@@ -169,8 +170,9 @@ def test_a_promotion_during_the_backup_makes_it_worthless(
     assert len(protected.lineage.backup_ids()) == 1
 
 
-@pytest.mark.postgresql_majors("18")
+@MAJORS
 @MODES
+@pytest.mark.fault("full-page-writes-off")
 def test_full_page_writes_switched_off_at_the_primary_make_it_worthless(
     clusters: ClusterFactory, postgresql_major: str, mode: str
 ) -> None:
@@ -203,8 +205,9 @@ def test_full_page_writes_switched_off_at_the_primary_make_it_worthless(
     assert len(protected.lineage.backup_ids()) == 1
 
 
-@pytest.mark.postgresql_majors("18")
+@MAJORS
 @MODES
+@pytest.mark.fault("standby-changes-branch")
 def test_a_standby_that_follows_to_another_branch_makes_it_worthless(
     clusters: ClusterFactory, postgresql_major: str, mode: str
 ) -> None:

@@ -161,7 +161,8 @@ def history_of(server: Cluster) -> bytes:
     return (server.data / "pg_wal" / "00000002.history").read_bytes()
 
 
-@pytest.mark.postgresql_majors("18")
+@pytest.mark.postgresql_majors("14", "18")
+@pytest.mark.fault("same-branch-number-twice")
 def test_two_servers_of_the_same_timeline_number_are_never_mixed(
     clusters: ClusterFactory, postgresql_major: str
 ) -> None:

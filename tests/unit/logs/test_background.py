@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Generator
 
 import pytest
 
 from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.errors import BackupLogLost, BackupNotCovered
 from cloudsave.logs.background import BackgroundCapture, BackupLogCover, await_durable
-from cloudsave.model.engine_facts import SlotState
+from cloudsave.logs.ledger import unrecorded_gaps
+from cloudsave.model.engine_facts import BranchEnd, LogAtHand, LogChunk, SlotState
+from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogHole, LogIndex, LogSegment
 from cloudsave.model.position import Position
 from tests.unit.logs.fakes import (
+    IDENTITY,
     LOG_FILE_BYTES,
     FakeClock,
     FakeDialect,
@@ -23,6 +28,8 @@ from tests.unit.logs.fakes import (
 
 START, STOP = Position("1", 1000), Position("1", 5000)
 TIMEOUT_SECONDS = 900.0
+LOOK_SECONDS = 0.01
+IDLE_LOOKS = 40
 
 
 class World:
@@ -121,3 +128,43 @@ def test_a_capture_on_another_branch_refuses_what_is_lost_of_the_first() -> None
         world.lose(2000, 4000)
         with pytest.raises(BackupLogLost):
             capture.await_durable(Position("1", 3000), timeout_seconds=TIMEOUT_SECONDS)
+
+
+class SlowSource(FakeSource):
+    """Streams nothing before the backup has read the source's own files, and for a while after that."""
+
+    def __init__(self, server: FakeServer, clock: FakeClock) -> None:
+        super().__init__(server, clock, threading.Event())
+        self.script = itertools.repeat(lambda: True)
+        self.files_read = threading.Event()
+
+    def stream(self, start: Position) -> Generator[LogChunk | BranchEnd, None, None]:
+        idle = 0
+        while idle < IDLE_LOOKS:
+            yield LogChunk(start.branch, start.offset, b"", 0)
+            idle += self.files_read.wait(LOOK_SECONDS) and not threading.Event().wait(LOOK_SECONDS)
+        yield from super().stream(start)
+
+
+def test_a_backup_waits_for_its_own_capture_where_older_log_is_missing() -> None:
+    """Else the gap between two backups would stay without a record of why."""
+    clock, archive = FakeClock(), MemoryArchive()
+    first, second = LOG_FILE_BYTES, 3 * LOG_FILE_BYTES
+    server = FakeServer(end=second + 7000, slot_offset=second)
+    archive.put_log(LogSegment("1", first, first + 900), [server.read("1", first, first + 900)], LogIndex())
+    source = SlowSource(server, clock)
+
+    def read(begin: Position, end: int) -> bytes:
+        source.files_read.set()
+        return server.read(begin.branch, begin.offset, end)
+
+    cover = BackupLogCover(lambda: SlotState.ABSENT, lambda _: source, archive, FakeDialect(), clock=clock)
+    cover.begin()
+    try:
+        start, stop = Position("1", second), Position("1", second + 7000)
+        cover.wait_until_durable(start, stop, LogAtHand(IDENTITY, read))
+    finally:
+        cover.close()
+    ledger = Ledger(archive.logs())
+    assert unrecorded_gaps(ledger, [], "1") == []
+    assert ledger.ranges("1") == ((first, second + 7000),)

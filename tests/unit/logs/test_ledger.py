@@ -129,6 +129,18 @@ def test_a_lost_first_file_of_a_child_takes_the_end_of_its_parent_along() -> Non
     assert step == Step("3", 64, None, resumed=False)
 
 
+def test_a_hole_that_reaches_beyond_the_switch_hides_nothing_of_the_child() -> None:
+    """A standby that lagged was promoted within what is recorded as lost of its primary's log."""
+    path = [("1", 0, 50), ("2", 50, None)]
+    ledger = Ledger([*segments("1", [(0, 30), (64, 20)]), *segments("2", [(64, 10)])])
+    lost = [LogHole("1", 30, 64, "gone")]
+    assert first_missing(ledger, lost, path) == Position("2", 50)
+    step = next_step(ledger, lost, path, fresh=99, log_file_bytes=FILE)
+    assert step == Step("2", 48, 64, resumed=False)
+    lost.append(LogHole("2", 48, 64, "gone"))
+    assert first_missing(ledger, lost, path) == Position("2", 74)
+
+
 def test_a_server_must_reach_what_is_stored() -> None:
     step = Step("1", 50, None, resumed=True)
     check_server_reaches(step, Position("1", 50), replica=False)

@@ -14,6 +14,7 @@ from cloudsave.model.log import LogHole, instant_from_us
 from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.plan import RecoveryPlan, plan_recovery
+from cloudsave.recovery.reach import Reach
 
 
 def at(seconds: float) -> datetime:
@@ -333,6 +334,29 @@ def test_the_end_of_a_branch_is_taken_from_its_child_where_only_that_has_it() ->
     made = plan(world, time_target(1550))
     assert (made.branch, [one.segment.branch for one in made.extents]) == ("1", ["1", "2"])
     assert reached(world, time_target(1550))[-1] == 15
+    # The child's last record says nothing of the parent's part: a server that is led to the child, and stops
+    # before it began, writes a history in which the child ends before it begins.
+    before = Target(TargetKind.POSITION, position=Position("", 155), inclusive=False)
+    made = plan(world, before)
+    assert (made.branch, made.stop.log_end) == ("1", 200)
+    assert reached(world, before)[-1] == 15
+
+
+def test_a_range_does_not_offer_times_that_a_clock_set_back_has_yet_to_reach_again() -> None:
+    again = [Record(200 + 10 * n, 210 + 10 * n, START_US + (500 + n) * SECOND, 2000 + n) for n in range(10)]
+    world = World(records={"1": [*line(20), *again]})
+    world.store("1", 0, 300)
+    world.backup(1, "1", 40, 60, started_us=START_US + 395 * SECOND)
+    world.backup(2, "1", 230, 250, started_us=START_US + 503 * SECOND)
+    (offered,) = Reach(Target(TargetKind.LATEST), world.history(), world).ranges()
+    assert instant_from_us(offered.end_us) == at(509)
+    for seconds in (509, 510, 1500):
+        target = time_target(seconds)
+        if target.time is not None and target.time <= instant_from_us(offered.end_us):
+            plan(world, target)
+        else:
+            with pytest.raises(TargetUnreachable):
+                plan(world, target)
 
 
 def test_immediate_needs_no_log_after_the_backup() -> None:

@@ -63,6 +63,7 @@ def test_page_that_stays_wrong_is_damaged(tmp_path: Path) -> None:
     assert pauses == 1
 
 
+@pytest.mark.fault("page-torn-while-read", control="test_page_that_stays_wrong_is_damaged")
 def test_page_written_meanwhile_is_taken_as_it_is_now(tmp_path: Path) -> None:
     file = tmp_path / "1.2"
     file.write_bytes(page(lsn=START - 8))
