@@ -22,6 +22,7 @@ from click.shell_completion import CompletionItem, shell_complete
 from cloudsave.cli.help_page import write_epilog
 from cloudsave.cli.interruption import signals_interrupt
 from cloudsave.cli.invocation import Invocation, global_options
+from cloudsave.cli.private_memory import forbid_core_dumps
 from cloudsave.cli.table import COMMANDS
 from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.errors import CloudsaveError, ExitCode
@@ -89,6 +90,7 @@ click.version_option(VERSION, prog_name=PROGRAM)(cli)
 def main() -> NoReturn:
     """The entry point of the console script."""
     gc.set_threshold(*GC_THRESHOLDS)
+    forbid_core_dumps()
     status = run(sys.argv[1:])
     if status in (ExitCode.DONE, ExitCode.FINDINGS):
         _leave_at_once(status)
