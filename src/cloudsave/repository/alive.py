@@ -45,8 +45,11 @@ class Look:
 
     def needs(self, name: str) -> bool:
         """Whether a pack or map is needed."""
-        generation = name.partition("/")[2].partition("-")[0]
-        return bool(self.everything) or name in self.objects or generation in self.generations
+        return bool(self.everything) or name in self.objects or self.is_unfinished(name)
+
+    def is_unfinished(self, name: str) -> bool:
+        """Whether an unfinished backup has stored it, or takes it over."""
+        return name.partition("/")[2].partition("-")[0] in self.generations
 
 
 @dataclass(slots=True)
