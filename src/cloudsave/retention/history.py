@@ -143,6 +143,7 @@ def _stored(manifest: Manifest) -> StoredBackup:
         start=manifest.start,
         stop=manifest.stop,
         log_begin=manifest.log_begin,
+        finished_us=manifest.finished_us,
         reached_us=manifest.finished_us,
         corrupt=frozenset((page.path, page.block) for page in manifest.corrupt_pages),
     )
