@@ -457,7 +457,8 @@ class Schedule:
     def _collector(self, number: int) -> Callable[[], None]:
         lineage, _ = lineage_for(self.world, "collector", self._ablation)
         grace = timedelta(0) if self.world.rng.random() < 0.5 else timedelta(days=1)
-        return lambda: void(collect(lineage, CollectRequest(grace)))
+        share = 2.0 if self.world.rng.random() < 0.1 else 0.0  # all packs are to be left, or none
+        return lambda: void(collect(lineage, CollectRequest(grace, sparse_share=share)))
 
     def _expirer(self, number: int) -> Callable[[], None]:
         lineage, _ = lineage_for(self.world, "expirer", self._ablation)

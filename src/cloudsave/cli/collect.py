@@ -12,6 +12,7 @@ from cloudsave.cli.frame import Command, CommandContext, with_context
 from cloudsave.cli.output import Column
 from cloudsave.errors import ExitCode
 from cloudsave.repository.collect import GRACE, Collected, CollectRequest, collect
+from cloudsave.repository.sparse import SPARSE_SHARE
 
 GRACE_HOURS = GRACE.total_seconds() / 3600
 
@@ -25,9 +26,16 @@ GRACE_HOURS = GRACE.total_seconds() / 3600
     show_default=True,
     help="After so long without a sign of life an unfinished backup is given up.",
 )
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Have coming backups store the rest of mostly dead packs anew. Reads all manifests and maps.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @with_context
-def gc(context: CommandContext, name: str | None, *, grace_hours: float, dry_run: bool) -> None:
+def gc(
+    context: CommandContext, name: str | None, *, grace_hours: float, compact: bool, dry_run: bool
+) -> None:
     """
     Delete pages and maps that no backup of source NAME, or of any source, needs any more.
 
@@ -40,7 +48,12 @@ def gc(context: CommandContext, name: str | None, *, grace_hours: float, dry_run
         if name
         else [repository.lineage(lineage_id) for lineage_id in repository.lineage_ids()]
     )
-    request = CollectRequest(timedelta(hours=grace_hours), dry_run, context.progress.advance)
+    request = CollectRequest(
+        timedelta(hours=grace_hours),
+        dry_run,
+        sparse_share=SPARSE_SHARE if compact else 0.0,
+        advance=context.progress.advance,
+    )
     results = [collect(lineage, request) for lineage in lineages]
     _show(context, results, dry_run=dry_run)
 
@@ -66,6 +79,11 @@ def _show(context: CommandContext, results: list[Collected], *, dry_run: bool) -
                 output.line(f"{one.lineage}: unfinished backup {backup_id} was silent for too long: given up")
             for backup_id in one.waiting:
                 output.line(f"{one.lineage}: unfinished backup {backup_id} may be running: its pages stay")
+            if one.sparse:
+                size = format_size(one.sparse_bytes)
+                output.line(
+                    f"{one.lineage}: {one.sparse} packs of {size} are mostly dead: backups leave them"
+                )
             if one.blocked:
                 output.line(f"{one.lineage}: nothing can be deleted now: {one.blocked}")
 

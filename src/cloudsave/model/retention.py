@@ -46,8 +46,10 @@ class StoredBackup:
     stop: Position
     log_begin: int
     """Where the log begins that a restore needs, on the way to `start`."""
+    finished_us: int
+    """Source's clock when it had ended, as its signed manifest says."""
     reached_us: int
-    """Source's clock: no commit that the backup contains is later."""
+    """No commit that it contains is later. Also by the names of log objects, which anybody could have put."""
     trouble: str = ""
     """Why it cannot be restored now; "": it can."""
     proved: bool = False

@@ -85,7 +85,7 @@ class _Run:
     def __init__(self, rules: RetentionRules, history: RetentionHistory) -> None:
         self._rules = rules
         self._history = history
-        self.backups = sorted(history.backups, key=lambda one: (one.reached_us, one.backup_id))
+        self.backups = sorted(history.backups, key=lambda one: (one.finished_us, one.backup_id))
         self._usable = [one for one in self.backups if not one.trouble]
         self._kept: dict[str, _Kept] = {}
         self._latest_us = self._latest_by_branch()
@@ -96,7 +96,7 @@ class _Run:
         """The latest instant that is stored of each branch itself."""
         latest: dict[str, int] = {}
         stored = [(one.branch, one.commit_last_us) for one in self._history.segments]
-        for branch, instant_us in stored + [(one.stop.branch, one.reached_us) for one in self.backups]:
+        for branch, instant_us in stored + [(one.stop.branch, one.finished_us) for one in self.backups]:
             latest[branch] = max(latest.get(branch, 0), instant_us)
         return latest
 
@@ -107,7 +107,8 @@ class _Run:
         return min(self._history.now_us, newest) - int(self._rules.days * US_PER_DAY)
 
     def _living_branches(self) -> frozenset[str]:
-        latest = self._latest_us
+        # Where no backup leads there is nothing to keep, and nothing that could stand for a line that lives.
+        latest = {branch: us for branch, us in self._latest_us.items() if self._on_line(branch)}
         if not latest:
             return frozenset()
         living = {max(latest), max(latest, key=lambda branch: (latest[branch], branch))}
@@ -170,7 +171,7 @@ class _Run:
 
     def _newest_of_periods(self, period_of: Callable[[datetime], str]) -> dict[str, StoredBackup]:
         zone = self._history.zone
-        instants = ((instant_from_us(one.reached_us).astimezone(zone), one) for one in self._usable)
+        instants = ((instant_from_us(one.finished_us).astimezone(zone), one) for one in self._usable)
         return {period_of(instant): one for instant, one in instants}
 
     def proved(self) -> None:
@@ -288,7 +289,8 @@ def decide_log(history: RetentionHistory, decision: Decision, *, first_branch: s
 
     A stretch stays: where it holds log that makes a kept backup consistent; where it lies after the start of
     a kept backup `with_log` on any line of history through that backup; on branches whose ancestry is not
-    known; and on living branches that no kept backup leads to: one may be on its way.
+    known; and on branches that no kept backup leads to, and that have anything later than the oldest kept
+    one: a backup may be on its way.
     """
     ancestry = history.ancestry
     by_id = {one.backup_id: one for one in history.backups}
@@ -303,11 +305,13 @@ def decide_log(history: RetentionHistory, decision: Decision, *, first_branch: s
         for branch in branches
     }
     known = set(ancestry.ancestors) | {first_branch}
+    oldest_us = min((one.finished_us for one, _ in kept), default=0)
+    later = {one.branch for one in history.segments if one.commit_last_us >= oldest_us}
 
     def needed(segment: LogSegment) -> bool:
         branch = segment.branch
         begin = since[branch]
-        if branch not in known or (begin is None and branch in decision.living):
+        if branch not in known or (begin is None and branch in later):
             return True
         if begin is not None and segment.last > begin:
             return True

@@ -7,6 +7,7 @@ one or as the other; listed the other way round it could be missed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -29,7 +30,7 @@ class Pin:
 class Look:
     """What was seen to be needed."""
 
-    objects: frozenset[str]
+    objects: Collection[str]
     """Packs and maps ("packs/...", "maps/...") that manifests name."""
     generations: frozenset[str]
     """All packs and maps of these are needed, too: 8 hex digits each."""
@@ -44,18 +45,27 @@ class Look:
 
     def needs(self, name: str) -> bool:
         """Whether a pack or map is needed."""
-        generation = name.partition("/")[2].partition("-")[0]
-        return bool(self.everything) or name in self.objects or generation in self.generations
+        return bool(self.everything) or name in self.objects or self.is_unfinished(name)
+
+    def is_unfinished(self, name: str) -> bool:
+        """Whether an unfinished backup has stored it, or takes it over."""
+        return name.partition("/")[2].partition("-")[0] in self.generations
 
 
 @dataclass(slots=True)
 class Watcher:
-    """Looks at one lineage; what was read once is not read again: nothing stored ever changes."""
+    """
+    Looks at one lineage; what was read once is not read again: nothing stored ever changes. What a backup
+    named that has gone since the first look counts as needed until the next watcher: one set serves for all.
+    """
 
     lineage: Lineage
     pinned_utc: dict[str, datetime] = field(default_factory=dict)
     """When the pins of the last look were put, by the store's clock."""
-    _references: dict[str, frozenset[str]] = field(default_factory=dict)
+    _read: set[str] = field(default_factory=set)
+    """Backups whose manifests were read."""
+    _named: set[str] = field(default_factory=set)
+    """What they name."""
     _pins: dict[str, Pin | None] = field(default_factory=dict)
 
     def unfinished(self) -> dict[str, Pin]:
@@ -71,7 +81,7 @@ class Watcher:
         """
         pinned = self._list_pins()
         committed, revoked = self._decided()
-        unfinished = self._unfinished(pinned - set(committed) - revoked)
+        unfinished = self._unfinished(pinned - committed - revoked)
         everything = ""
         generations: set[int] = set()
         for backup_id, pin in unfinished.items():
@@ -79,10 +89,10 @@ class Watcher:
                 everything = f"the pin of unfinished backup {backup_id} cannot be read"
                 continue
             generations |= {pin.generation, *pin.adopts}
-            for parent in set(pin.parents) - set(committed):
+            for parent in set(pin.parents) - committed:
                 everything = f"unfinished backup {backup_id} builds on backup {parent}, which is gone"
         return Look(
-            objects=frozenset().union(*committed.values()),
+            objects=self._named,
             generations=frozenset(f"{number:08x}" for number in generations),
             everything=everything,
             unfinished=unfinished,
@@ -96,39 +106,39 @@ class Watcher:
         self.pinned_utc = {info.name[len(prefix) :]: info.modified_utc for info in infos}
         return set(self.pinned_utc)
 
-    def _decided(self) -> tuple[dict[str, frozenset[str]], set[str]]:
+    def _decided(self) -> tuple[set[str], set[str]]:
         """
-        What each manifest names, and the revoked ones. One that has gone since it was listed is neither: its
-        name may not be taken yet.
+        The committed backups, with what they name taken in, and the revoked ones. One that has gone since it
+        was listed is neither: its name may not be taken yet.
         """
         prefix = self.lineage.root + "backups/"
         sizes = {info.name[len(prefix) :]: info.size_bytes for info in self.lineage.store.list(prefix)}
         ids = sorted(sizes)
-        found = map_ahead(self._references_of, ids, in_flight=reads_in_flight(self.lineage.store))
-        read = dict(zip(ids, found, strict=True))
-        committed = {name: one for name, one in read.items() if one is not None}
+        new = [name for name in ids if name not in self._read]
+        found = map_ahead(self._references_of, new, in_flight=reads_in_flight(self.lineage.store))
+        for name, named in zip(new, found, strict=True):
+            if named is not None:
+                self._read.add(name)
+                self._named.update(named)
+        committed = self._read & sizes.keys() - {n for n in ids if sizes[n] == REVOCATION_BYTES}
         revoked = {name for name in ids if name not in committed and sizes[name] == REVOCATION_BYTES}
         return committed, revoked
 
-    def _references_of(self, backup_id: str) -> frozenset[str] | None:
-        if backup_id not in self._references:
-            try:
-                packs, maps = self.lineage.references(backup_id)
-            except UnknownBackup:
-                return None
-            except IntegrityError as error:
-                raise ReferencesUnknown(
-                    f"cannot tell what backup {backup_id!r} needs: its manifest is damaged",
-                    detail=f"{error.message}. Nothing was deleted.",
-                    hints=[
-                        "restore the object from a copy of the repository",
-                        f"or give the backup up: `cloudsave expire NAME --remove {backup_id}`",
-                    ],
-                ) from error
-            self._references[backup_id] = frozenset(
-                [*(f"packs/{name}" for name in packs), *(f"maps/{name}" for name in maps)]
-            )
-        return self._references[backup_id]
+    def _references_of(self, backup_id: str) -> list[str] | None:
+        try:
+            packs, maps = self.lineage.references(backup_id)
+        except UnknownBackup:
+            return None
+        except IntegrityError as error:
+            raise ReferencesUnknown(
+                f"cannot tell what backup {backup_id!r} needs: its manifest is damaged",
+                detail=f"{error.message}. Nothing was deleted.",
+                hints=[
+                    "restore the object from a copy of the repository",
+                    f"or give the backup up: `cloudsave expire NAME --remove {backup_id}`",
+                ],
+            ) from error
+        return [*(f"packs/{name}" for name in packs), *(f"maps/{name}" for name in maps)]
 
     def _unfinished(self, backup_ids: set[str]) -> dict[str, Pin]:
         pins = {}

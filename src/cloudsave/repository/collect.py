@@ -21,7 +21,8 @@ from cloudsave.errors import ObjectExists, StorePermission, StoreUnfit
 from cloudsave.repository.alive import Look, Watcher
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.parallel import map_ahead, reads_in_flight
-from cloudsave.repository.tombs import Tomb, put_tombs, tombs_of
+from cloudsave.repository.sparse import sparse_packs
+from cloudsave.repository.tombs import Tomb, condemned_in, put_tombs, tombs_of
 from cloudsave.store.api import ObjectInfo, ObjectStore
 
 GRACE = timedelta(hours=24)
@@ -35,6 +36,8 @@ class CollectRequest:
 
     grace: timedelta = GRACE
     dry_run: bool = False
+    sparse_share: float = 0.0
+    """Packs of which less than this share is needed are to be left by coming backups; 0: none."""
     advance: Callable[[int], None] = lambda _: None
     """Told of objects deleted."""
 
@@ -54,6 +57,10 @@ class Collected:
     """Unfinished backups that may still be running: what they stored stays."""
     spared: int = 0
     """Objects that turned out to be needed at the second look."""
+    sparse: int = 0
+    """Packs that coming backups will leave."""
+    sparse_bytes: int = 0
+    """What can be freed when the present backups have gone."""
     blocked: str = ""
     """Why nothing may be deleted at present."""
 
@@ -127,6 +134,8 @@ class _Collection:
             self._delete(dead)
             delete_objects(self._lineage.store, tombs)
         self._count(there, dead)
+        if self._request.sparse_share:
+            self._leave_sparse(look, {name: info for name, info in there.items() if name not in set(dead)})
         if not dry:
             self._sweep(old_tombs, set(there) - set(dead))
         return result
@@ -176,6 +185,21 @@ class _Collection:
         result.maps = len(dead) - result.packs
         result.bytes_freed = sum(there[name].size_bytes for name in dead)
         result.bytes_kept = sum(info.size_bytes for info in there.values()) - result.bytes_freed
+
+    def _leave_sparse(self, look: Look, there: dict[str, ObjectInfo]) -> None:
+        """Put a tomb for packs that are mostly dead, of finished backups, so that nobody reuses them."""
+        known = condemned_in(self._lineage).objects
+        sizes = {
+            name.removeprefix("packs/"): info.size_bytes
+            for name, info in there.items()
+            if name in look.objects and name.startswith("packs/") and not look.is_unfinished(name)
+        }
+        found = sparse_packs(self._lineage, look.backups, sizes, self._request.sparse_share)
+        new = [f"packs/{name}" for name in sorted(found) if f"packs/{name}" not in known]
+        self._result.sparse = len(new)
+        self._result.sparse_bytes = sum(there[name].size_bytes for name in new)
+        if new and not self._request.dry_run:
+            put_tombs(self._lineage, new)
 
     def _delete(self, names: list[str]) -> None:
         full = [self._lineage.root + name for name in names]

@@ -10,10 +10,10 @@ it put its manifest, and puts it once more, is refused; until then its pin prote
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cloudsave.errors import ObjectExists, StoreUnavailable
-from cloudsave.repository.alive import Watcher
+from cloudsave.repository.alive import Pin, Watcher
 from cloudsave.repository.collect import delete_objects, refuse_unfit
 from cloudsave.repository.holds import holds_of
 from cloudsave.repository.lineage import Lineage
@@ -35,7 +35,8 @@ def remove_backups(
     if not backup_ids:
         return []
     tombs = put_tombs(lineage, [f"backups/{name}" for name in backup_ids])
-    spoken_for = {hold.backup_id for hold in holds_of(lineage)} | built_on(lineage).keys()
+    pins = Watcher(lineage).unfinished()
+    spoken_for = {hold.backup_id for hold in holds_of(lineage)} | built_on(pins).keys()
     removed = [backup_id for backup_id in backup_ids if backup_id not in spoken_for]
     for backup_id in removed:
         _remove(lineage, backup_id)
@@ -44,25 +45,24 @@ def remove_backups(
     return removed
 
 
-def built_on(lineage: Lineage) -> dict[str, list[str]]:
-    """Backups that unfinished ones build on, with these."""
+def built_on(pins: Mapping[str, Pin]) -> dict[str, list[str]]:
+    """Backups that unfinished ones, given with their pins, build on, with these."""
     found: dict[str, list[str]] = {}
-    for child, pin in Watcher(lineage).unfinished().items():
+    for child, pin in pins.items():
         for parent in pin.parents:
             found.setdefault(parent, []).append(child)
     return found
 
 
 def sweep_tombs(lineage: Lineage) -> None:
-    """Remove tombs that killed runs left behind, once the backups that they name are all gone."""
-    tombs = list(tombs_of(lineage))
-    there = {f"backups/{backup_id}" for backup_id in lineage.backup_ids()} if tombs else set()
-    of_backups = [one for one in tombs if one.objects and not one.log and not one.foreign]
-    done = [
-        one.name
-        for one in of_backups
-        if all(name.startswith("backups/") for name in one.objects) and not one.objects & there
-    ]
+    """Remove tombs that killed runs of expiry left behind, once what they name is gone."""
+    tombs = [one for one in tombs_of(lineage) if not one.foreign and (one.objects or one.log)]
+    mine = [one for one in tombs if all(name.startswith("backups/") for name in one.objects)]
+    if not mine:
+        return
+    backups = {f"backups/{backup_id}" for backup_id in lineage.backup_ids()}
+    log = lineage.logs()
+    done = [one.name for one in mine if not one.objects & backups and not any(map(one.names_log, log))]
     delete_objects(lineage.store, done)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudsave.errors import IntegrityError, ObjectMissing
+from cloudsave.model.log import LogSegment
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.plain import read_plain, write_plain
 
@@ -32,6 +33,13 @@ class Tomb:
     log: tuple[LogSpan, ...]
     foreign: bool
     """Whether it names anything of another lineage."""
+
+    def names_log(self, segment: LogSegment) -> bool:
+        """Whether a stretch of log is one of those that it names."""
+        return any(
+            branch == segment.branch and first <= segment.first and segment.last <= last
+            for branch, first, last in self.log
+        )
 
 
 @dataclass(frozen=True, slots=True)

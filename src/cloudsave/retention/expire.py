@@ -96,8 +96,8 @@ def run_expiry(
     """
     refuse_unfit(lineage.store)
     removed = remove_backups(lineage, plan.remove, advance)
+    log, waits = _LogRemoval(lineage, reader, plan.rules).run(advance) if plan.rules.any else ((), False)
     sweep_tombs(lineage)
-    log, waits = (_LogRemoval(lineage, reader, plan.rules).run(advance)) if plan.rules.any else ((), False)
     spared = tuple(name for name in plan.remove if name not in removed)
     return Expired(tuple(removed), spared, log, waits)
 
@@ -141,6 +141,7 @@ class _LogRemoval:
         lineage, store = self._lineage, self._lineage.store
         first, waits = self._unneeded()
         if not first:
+            self._forget_gaps()
             return (), waits
         tombs = put_tombs(lineage, (), _spans(first))
         again, waits = self._unneeded()
@@ -149,7 +150,7 @@ class _LogRemoval:
         if removed:
             self._record_gaps(removed)
             delete_objects(store, (log_object_name(lineage.id, one) for one in removed), advance)
-            self._forget_gaps()
+        self._forget_gaps()
         delete_objects(store, tombs)
         return removed, waits
 

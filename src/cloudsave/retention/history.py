@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
+from functools import partial
 
 from cloudsave.engines.api import Dialect
 from cloudsave.errors import IntegrityError, UnknownBackup
@@ -29,7 +30,8 @@ class _Known:
     """What one manifest says; it never changes."""
 
     backup: StoredBackup
-    objects: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Packs and maps that it names and that were not there when it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,11 @@ class HistoryReader:
         Raises: IntegrityError where a branch's history is damaged: no line of history can be told then.
         """
         lineage = self.lineage
-        unfinished = tuple(Watcher(lineage).unfinished())
-        children = built_on(lineage)
-        known = self._read_manifests(lineage.backup_ids())
+        pins = Watcher(lineage).unfinished()
+        children = built_on(pins)
+        known = self._read_manifests(lineage.backup_ids(), self._objects())
         segments = tuple(lineage.logs())
-        ancestry, ledger, there = self.ancestry(), Ledger(segments), self._objects()
+        ancestry, ledger = self.ancestry(), Ledger(segments)
         held: dict[str, list[str]] = {}
         for hold in holds_of(lineage):
             held.setdefault(hold.backup_id, []).append(hold.reason)
@@ -73,7 +75,7 @@ class HistoryReader:
             replace(
                 one.backup,
                 reached_us=_reached_us(one.backup, segments, ancestry),
-                trouble=_trouble(one, there, ledger, ancestry),
+                trouble=_trouble(one, ledger, ancestry),
                 proved=name in proved,
                 holds=tuple(held.get(name, ())),
                 children=tuple(children.get(name, ())),
@@ -86,7 +88,7 @@ class HistoryReader:
         return Stored(
             RetentionHistory(tuple(backups), segments, ancestry, now_us, self.zone),
             unreadable=tuple(name for name, one in known.items() if one is None),
-            unfinished=unfinished,
+            unfinished=tuple(pins),
         )
 
     def ancestry(self) -> Ancestry:
@@ -94,16 +96,15 @@ class HistoryReader:
         histories = self.lineage.histories()
         return Ancestry({name: self.dialect.parse_history(raw) for name, raw in histories.items()})
 
-    def _read_manifests(self, backup_ids: list[str]) -> dict[str, _Known | None]:
+    def _read_manifests(self, backup_ids: list[str], there: set[str]) -> dict[str, _Known | None]:
         new = [name for name in backup_ids if name not in self._known]
-        for name, found in zip(
-            new, map_ahead(self._read_one, new, in_flight=MANIFESTS_IN_FLIGHT), strict=True
-        ):
+        read = partial(self._read_one, there)
+        for name, found in zip(new, map_ahead(read, new, in_flight=MANIFESTS_IN_FLIGHT), strict=True):
             if not isinstance(found, UnknownBackup):
                 self._known[name] = found
         return {name: self._known[name] for name in backup_ids if name in self._known}
 
-    def _read_one(self, backup_id: str) -> _Known | UnknownBackup | None:
+    def _read_one(self, there: set[str], backup_id: str) -> _Known | UnknownBackup | None:
         try:
             manifest = self.lineage.manifest(backup_id)
         except UnknownBackup as gone:
@@ -111,7 +112,7 @@ class HistoryReader:
         except IntegrityError:
             return None
         objects = [*(f"packs/{name}" for name in manifest.packs), *(f"maps/{name}" for name in manifest.maps)]
-        return _Known(_stored(manifest), tuple(objects))
+        return _Known(_stored(manifest), tuple(name for name in objects if name not in there))
 
     def _objects(self) -> set[str]:
         root = self.lineage.root
@@ -142,6 +143,7 @@ def _stored(manifest: Manifest) -> StoredBackup:
         start=manifest.start,
         stop=manifest.stop,
         log_begin=manifest.log_begin,
+        finished_us=manifest.finished_us,
         reached_us=manifest.finished_us,
         corrupt=frozenset((page.path, page.block) for page in manifest.corrupt_pages),
     )
@@ -161,12 +163,11 @@ def _reached_us(backup: StoredBackup, segments: tuple[LogSegment, ...], ancestry
     return max([backup.reached_us, *inside])
 
 
-def _trouble(one: _Known, there: set[str], ledger: Ledger, ancestry: Ancestry) -> str:
+def _trouble(one: _Known, ledger: Ledger, ancestry: Ancestry) -> str:
     """Why a backup cannot be restored; "" where it can."""
     backup = one.backup
-    missing = [name for name in one.objects if name not in there]
-    if missing:
-        return f"{len(missing)} of its objects are missing, such as {missing[0]}"
+    if one.missing:
+        return f"{len(one.missing)} of its objects are missing, such as {one.missing[0]}"
     branch = backup.stop.branch
     if branch != FIRST_BRANCH and branch not in ancestry.ancestors:
         return f"the history of branch {branch} is not stored"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
@@ -35,6 +36,7 @@ def backup(day: float, *, branch: str = FIRST, **facts: object) -> StoredBackup:
         Position(branch, offset),
         Position(branch, offset + 10),
         offset - offset % 50,
+        us(day),
         us(day),
         **facts,  # type: ignore[arg-type]
     )
@@ -252,6 +254,38 @@ def test_a_new_branch_without_a_backup_keeps_what_leads_to_it() -> None:
     left = set(past.segments) - set(decide_log(past, found, first_branch=FIRST))
     assert {one.first for one in left if one.branch == FIRST} >= set(range(1500, 2000, 50))
     assert {one for one in left if one.branch == SECOND} == set(log(SECOND, 20, 30))
+
+
+# ---- what somebody may have put who has no key: names of log objects
+
+
+def test_log_of_nowhere_does_not_take_the_place_of_a_line_that_lives() -> None:
+    odd = LogSegment("FFFFFFFF", 5, 9, us(4000), us(4000))
+    past = history(DAILY, [*log(FIRST, 0, 30), odd])
+    found = decide(RetentionRules(daily=2), past)
+    assert verdict(found, 29).with_log
+    assert odd not in decide_log(past, found, first_branch=FIRST)
+    assert {one.first for one in set(past.segments) - set(decide_log(past, found, first_branch=FIRST))} >= {
+        2950
+    }
+
+
+def test_instants_in_names_of_log_make_no_old_backup_new() -> None:
+    boosted = [replace(one, reached_us=us(4000)) for one in DAILY[:5]]
+    found = decide(RetentionRules(last=2, daily=3), history([*boosted, *DAILY[5:]]))
+    assert kept(found) == days(27, 28, 29)
+
+
+def test_log_stays_where_there_is_no_backup_yet() -> None:
+    past = history([])
+    assert decide_log(past, decide(RetentionRules(days=1), past), first_branch=FIRST) == ()
+
+
+def test_log_of_a_branch_without_a_backup_goes_when_all_that_stays_is_later() -> None:
+    segments = [*log(FIRST, 28, 30), *log(SECOND, 5, 9)]
+    past = history([backup(29)], segments, ancestry=Ancestry({SECOND: ()}))
+    gone = decide_log(past, decide(RetentionRules(last=1), past), first_branch=FIRST)
+    assert {one for one in gone if one.branch == SECOND} == set(log(SECOND, 5, 9))
 
 
 # ---- log

@@ -24,6 +24,7 @@ from cloudsave.repository.expire import remove_backups, sweep_tombs
 from cloudsave.repository.holds import holds_of, proved_backups, put_hold, release_holds
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.tombs import condemned_in, put_tombs
+from cloudsave.repository.writer import WriterOptions
 from cloudsave.store.api import ObjectStore, StoreCapabilities
 from cloudsave.store.faulty import FaultPlan, Faulty
 from cloudsave.store.memory import MemoryStore
@@ -44,6 +45,7 @@ from tests.unit.repository.samples import (
 
 ONE, TWO, THREE = (f"2026010{day}T000000Z-000{day}" for day in (1, 2, 3))
 NOW = CollectRequest(timedelta(0))
+ONE_PACK = WriterOptions(workers=1)
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
 
 
@@ -342,3 +344,41 @@ def test_many_objects_take_several_tombs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert condemned.touches_log("00000001", 8, 20)
     assert not condemned.touches_log("00000001", 9, 20)
     assert not condemned.touches_log("00000002", 0, 20)
+
+
+# ---- packs that are mostly dead
+
+
+def test_a_pack_that_is_mostly_dead_is_left_and_goes_with_the_backups_of_before(store: ObjectStore) -> None:
+    lineage = lineage_on(store)
+    compacting = CollectRequest(timedelta(0), sparse_share=0.25)
+    small, large = {"base/9": noise(9, BLOCK)}, noise(1, 60 * BLOCK)
+    first = write_backup(lineage, ONE, {"base/1": large, **small}, options=ONE_PACK)
+    other = {"base/1": noise(2, 60 * BLOCK), **small}
+    second = write_backup(lineage, TWO, other, first, ONE_PACK)
+    assert set(first.packs) < set(second.packs)
+    assert collect(lineage, compacting).sparse == 0  # all of it is needed
+    remove_backups(lineage, [ONE])
+    assert collect(lineage, CollectRequest(timedelta(0), sparse_share=0.25, dry_run=True)).sparse == 1
+    assert collect(lineage, compacting).sparse == 1
+    assert collect(lineage, compacting).sparse == 0  # it is condemned already
+    assert condemned_in(lineage).objects == {f"packs/{first.packs[0]}"}
+    third = write_backup(lineage, THREE, other, second)
+    assert third.statistics.blocks_stored == 1
+    assert not set(first.packs) & set(third.packs)
+    assert read_backup(lineage, second) == other
+    remove_backups(lineage, [TWO])
+    assert collect(lineage, NOW).packs == 1
+    assert sorted(names(store, "packs")) == sorted(third.packs)
+    assert list(store.list("tombs/")) == []
+    assert read_backup(lineage, third) == other
+
+
+def test_no_run_has_much_stored_again() -> None:
+    lineage = lineage_on(MemoryStore())
+    files_of = lambda seed: {"base/1": noise(seed, 20 * BLOCK), "base/2": noise(2, 4 * BLOCK)}  # noqa: E731
+    first = write_backup(lineage, ONE, files_of(1), options=ONE_PACK)
+    write_backup(lineage, TWO, files_of(3), first, ONE_PACK)
+    remove_backups(lineage, [ONE])
+    # A tenth of all would be stored again, more than a twentieth.
+    assert collect(lineage, CollectRequest(timedelta(0), sparse_share=0.25)).sparse == 0
