@@ -107,8 +107,6 @@ class Resumer:
 
     def _stored(self, step: Step, ledger: Ledger, low: int) -> Iterator[memoryview]:
         """The stored log of [low, frontier), one object after the other, without a copy of them all."""
-        if low == step.frontier:
-            return
         cover = ledger.cover([(step.branch, 0, None)], low, step.frontier)
         if not cover.complete:
             raise IntegrityError(
