@@ -188,6 +188,7 @@ def test_help_imports_no_command_and_no_driver(command: list[str]) -> None:
         "cloudsave.cli.help_page",
         "cloudsave.cli.invocation",
         "cloudsave.cli.interruption",
+        "cloudsave.cli.private_memory",
         "cloudsave.clock",
         "cloudsave.errors",
         "cloudsave.version",
