@@ -23,6 +23,8 @@ from tests.simulation.engine import COMMIT, LOG_FILE_BYTES, RECORD_BYTES, Server
 from tests.simulation.world import FOREIGN, DeathError, Violation, World
 
 STEPS_MIN, STEPS_MAX = 5, 13
+STEP_SECONDS = 5.0
+"""Between two steps: names of backups, which hold the second, are in the order of the steps."""
 PER_FILE = LOG_FILE_BYTES // RECORD_BYTES
 
 
@@ -220,6 +222,7 @@ def play(seed: int) -> World:
         for _ in range(world.chance.randrange(STEPS_MIN, STEPS_MAX)):
             (chosen,) = world.chance.choices(list(STEPS), list(STEPS.values()))
             step = chosen.__name__
+            world.clock.seconds += STEP_SECONDS
             world.story.append(f"{step}: {chosen(world)}")
             world.check()
         step = "end"

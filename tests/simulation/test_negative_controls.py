@@ -22,7 +22,7 @@ from cloudsave.repository import writer as backup_writer
 from tests.simulation.histories import play
 from tests.simulation.world import Violation
 
-SEEDS_MAX = 100
+SEEDS_MAX = 200
 """Limit: a defect is found within so many seeds."""
 Break = Callable[[pytest.MonkeyPatch], None]
 
