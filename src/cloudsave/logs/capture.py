@@ -276,6 +276,9 @@ class Capture:
         if chunk.data:
             data = resume.overlap.strip(chunk.offset, chunk.data)
             if data:
+                if (begin := chunk.offset + len(chunk.data) - len(data)) > writer.end:
+                    resume.check_skip(writer.end, begin)
+                    writer.skip_to(begin)
                 writer.append(data, now)
         writer.note_complete(chunk.complete_until_us)
         writer.cut_if_due(now)
