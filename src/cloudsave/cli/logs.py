@@ -50,6 +50,7 @@ def logs() -> None:
 
 @logs.command("capture", cls=Command, exit_codes=(ExitCode.INTEGRITY, ExitCode.BUSY))
 @source_argument
+@click.option("--synchronous", is_flag=True, help="Commits wait until their log is stored.")
 @click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
 @click.option(
     "--metrics-file",
@@ -58,14 +59,19 @@ def logs() -> None:
     help="Write them to a .prom file for node_exporter.",
 )
 @with_context
-def capture(context: CommandContext, name: str, metrics: str | None, metrics_file: Path | None) -> None:
+def capture(
+    context: CommandContext, name: str, synchronous: bool, metrics: str | None, metrics_file: Path | None
+) -> None:
     """
     Capture the log of source NAME until stopped by Ctrl-C or SIGTERM, which store what is at hand first.
 
-    The source keeps a replication slot that holds exactly what is not durable yet. Interruptions of the
-    server or the store are waited out. Small commits of ours are awaited in the repository: log that does
-    not arrive there is an alarm, told on stdout and to all that [notify] names. With exit code 5 a person
-    must decide, for example because another server answered; with 6 a capture of this source runs already.
+    PostgreSQL keeps a replication slot that holds exactly what is not durable yet; MySQL and MariaDB keep
+    their binlog for as long as they are set to. With --synchronous the log is stored at once, however little
+    it is, for servers that wait for it: by synchronous_standby_names, or by semi-synchronous replication.
+    Interruptions of the server or the store are waited out. Small commits of ours are awaited in the
+    repository: log that does not arrive there is an alarm, told on stdout and to all that [notify] names.
+    With exit code 5 a person must decide, for example because another server answered; with 6 a capture of
+    this source runs already.
     """
     config, clock = context.config, context.clock
     source = context.source(name)
@@ -74,7 +80,9 @@ def capture(context: CommandContext, name: str, metrics: str | None, metrics_fil
     repository = assembly.open_repository(config, context.secrets(), clock=clock, limits=limits)
     lineage = assembly.lineage_for(repository, engine.identify(), source=name)
     options = CaptureOptions(
-        object_age_seconds=source.rpo_seconds, object_bytes_max=config.log_object_bytes_max
+        object_age_seconds=source.rpo_seconds,
+        object_bytes_max=config.log_object_bytes_max,
+        synchronous=synchronous,
     )
     reporter = _Reporter(context, name, engine.dialect)
     with watched(context, source, lineage, metrics=metrics, metrics_file=metrics_file) as watcher:
@@ -84,7 +92,7 @@ def capture(context: CommandContext, name: str, metrics: str | None, metrics_fil
             reporter(status)
 
         running = BackgroundCapture(
-            engine.log_source(slot=source.slot, temporary=False),
+            engine.log_source(slot=source.slot, temporary=False, synchronous=synchronous),
             lineage,
             engine.dialect,
             options,
