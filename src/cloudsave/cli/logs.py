@@ -28,7 +28,7 @@ from cloudsave.logs.background import BackgroundCapture
 from cloudsave.logs.ledger import unrecorded_gaps
 from cloudsave.logs.status import CaptureOptions, CaptureStatus
 from cloudsave.model.ledger import Ledger
-from cloudsave.model.log import instant_from_us
+from cloudsave.model.log import LogSegment, instant_from_us
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
 
@@ -36,6 +36,8 @@ WATCH_SECONDS = 0.5
 """How often the main thread, which receives the signals, looks after capture."""
 REPORT_SECONDS = 60.0
 """How often capture says how it is when nothing has changed."""
+OBJECT_BYTES_MAX = 256 << 20
+"""Limit: no object holds more log (option log_object_bytes_max); one that spans more ends in padding."""
 FETCH_TROUBLE = 255
 """
 Exit code of `logs fetch` for all trouble: the server takes codes up to 125 for "there is no such file", that
@@ -187,7 +189,7 @@ def status(context: CommandContext, name: str, max_age: float | None) -> ExitCod
                     "branch": branch,
                     "begin": text(branch, first),
                     "end": text(branch, last),
-                    "bytes": last - first,
+                    "bytes": last - first - _padding_bytes(lineage, inside),
                     "objects": len(inside),
                     "stored_bytes": sum(s.size_bytes for s in inside),
                     "last_commit": instant_from_us(newest_us) if newest_us else None,
@@ -219,6 +221,12 @@ def status(context: CommandContext, name: str, max_age: float | None) -> ExitCod
     silent = max_age is not None and (age is None or age > max_age)
     _show_status(context, lineage, ranges, lost, age=age, silent=silent)
     return ExitCode.FINDINGS if silent or any(not one["expired"] for one in lost) else ExitCode.DONE
+
+
+def _padding_bytes(lineage: Lineage, segments: Sequence[LogSegment]) -> int:
+    """How many bytes of touching segments are not there, since log files ended before they were full."""
+    wide = [one for one in segments if one.last - one.first > OBJECT_BYTES_MAX]
+    return sum({one.last: lineage.log_index(one).padding_bytes for one in wide}.values())
 
 
 def _show_status(

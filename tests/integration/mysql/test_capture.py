@@ -69,7 +69,9 @@ def test_stored_log_is_the_servers_files_byte_for_byte(product: Product) -> None
     product.wait_for(b"after-the-crash")
     product.stop(capture)
     _assert_same(product)
-    assert product.json("logs", "status", "db")["holes"] == []
+    status = product.json("logs", "status", "db")
+    assert status["holes"] == []
+    assert [one["bytes"] for one in status["ranges"]] == [sum(map(len, product.stored_files().values()))]
 
 
 def test_index_names_every_transaction_where_the_servers_own_program_sees_it(product: Product) -> None:

@@ -38,6 +38,7 @@ from cloudsave.engines.binlog.format_event import (
     FORMAT,
     HEARTBEAT,
     HEARTBEAT_V2,
+    MAGIC,
     ROTATE,
     Header,
     parse_header,
@@ -54,6 +55,7 @@ RECEIVE_BYTES = 1 << 20
 _PACKET_BYTES_MAX = 0xFFFFFF
 _SEMI_SYNC = 0xEF
 _FATAL_READING = 1236
+_PASSING_TROUBLE = ("I/O error", "memory allocation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class Dump:
         self._request = request
         self._clock = clock
         self._file = request.file
+        self._begun = False
+        """Whether an event has come that stands in the file."""
         self._received = bytearray()
         self._parts: list[bytes] = []
         """Of the payload that goes on in the next packet."""
@@ -195,6 +199,7 @@ class Dump:
         repeated = header.kind in (ROTATE, FORMAT) and header.end == 0
         if header.kind in (HEARTBEAT, HEARTBEAT_V2) or header.flags & ARTIFICIAL or repeated:
             return DumpEvent(self._file, None, b"", wants_answer)
+        self._begun = True
         return DumpEvent(self._file, header, data, wants_answer)
 
     def _error(self, packet: memoryview) -> EngineError | LogConflict:
@@ -205,11 +210,16 @@ class Dump:
         detail = f"The server said of {self._request.file}: {text}"
         if number == _FATAL_READING and "first log file" in text:
             return LogRemoved("server has removed log that is wanted", detail=detail)
-        if number == _FATAL_READING and ("impossible position" in text or "position > file size" in text):
+        # Stored log ends between two events: a server that finds none there has written other log since.
+        foreign = self._request.place > len(MAGIC) and not self._begun
+        if number == _FATAL_READING and foreign and not any(one in text for one in _PASSING_TROUBLE):
             return LogConflict(
-                "server has less log than is stored of it",
+                "server cannot go on where the stored log ends",
                 detail=detail,
-                hints=["was RESET BINARY LOGS (RESET MASTER) run, or an older state of the server restored?"],
+                hints=[
+                    "was RESET BINARY LOGS (RESET MASTER) run, or an older state of the server restored?",
+                    "is the server's own binlog file damaged? mysqlbinlog --verify-binlog-checksum tells",
+                ],
             )
         return EngineUnavailable("server could not send its log", detail=f"{detail} (error {number})")
 

@@ -14,7 +14,7 @@ class BinlogWatch:
         self._session: Session | None = None
 
     def beat(self) -> int | None:
-        """See `SourceWatch.beat`: only whether the server answers; the account of capture may write nothing."""
+        """See `SourceWatch.beat`: only whether it answers; the account of capture may write nothing."""
         if self._session is None:
             self._session = connect(self._url)
         try:
