@@ -248,6 +248,9 @@ class Capture:
         )
         self._meter.restart()
         frontier = resume.start.offset
+        if self._options.synchronous:
+            # Commits may wait for log that an earlier run stored and was killed before it could say so.
+            self._source.acknowledge(Position(step.branch, frontier))
         state = CaptureState.HOLE if self._status.state == CaptureState.HOLE else CaptureState.STREAMING
         self._report(state, branch=step.branch, received=frontier, durable=frontier)
         ended: BranchEnd | None = None

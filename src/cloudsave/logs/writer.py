@@ -200,10 +200,10 @@ class LogWriter:
 
     def cut_if_due(self, now: float) -> None:
         """
-        Cut an object when its first byte is old enough; where somebody waits for every byte, as soon as the
-        one before it is stored, so that all that came meanwhile is stored together.
+        Cut an object when its first byte is old enough; where somebody waits for every byte, as soon as none
+        waits to be stored, so that all that comes meanwhile is stored together.
         """
-        waited_for = self._options.synchronous and self._queued_bytes == 0
+        waited_for = self._options.synchronous and not self._jobs
         if self._parts and (waited_for or now - self._first_at >= self._options.object_age_seconds):
             self.cut()
 

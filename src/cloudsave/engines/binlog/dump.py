@@ -28,7 +28,9 @@ import select
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cloudsave.clock import Clock
@@ -97,10 +99,16 @@ class Dump:
         """Of the payload that goes on in the next packet."""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
+        self._wake_lock = threading.Lock()
+        self._open = True
         command = struct.pack(
             "<BIHI", COM_BINLOG_DUMP, max(request.place, 4), request.flags, request.server_id
         )
-        self._send(command + request.file.encode("utf-8", "surrogateescape"))
+        try:
+            self._send(command + request.file.encode("utf-8", "surrogateescape"))
+        except BaseException:
+            self.close()
+            raise
 
     def events(self) -> Iterator[list[DumpEvent]]:
         """Batches of events as they come; an empty batch is a sign of life. Raises as `_error` tells."""
@@ -122,16 +130,19 @@ class Dump:
 
     def wake(self) -> None:
         """Let `events` give a sign of life at once."""
-        try:
-            os.write(self._wake_write, b"\0")
-        except (BlockingIOError, OSError):
-            return
+        # A descriptor that is closed may be another file's by now.
+        with self._wake_lock:
+            if self._open:
+                with suppress(BlockingIOError):
+                    os.write(self._wake_write, b"\0")
 
     def close(self) -> None:
         """End the connection. Never raises."""
         self._session.close()
-        for end in (self._wake_read, self._wake_write):
-            os.close(end)
+        with self._wake_lock:
+            self._open = False
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def _send(self, payload: bytes) -> None:
         try:
