@@ -180,7 +180,8 @@ def _unusable(detail: str) -> UnusableUrl:
         "cannot understand source URL",
         detail=detail,
         hints=[
-            "a source URL looks like mysql://user@host:3306 or mariadb://user@localhost?socket=/run/mysqld.sock",
+            "a source URL looks like mysql://user@host:3306",
+            "or, on this host, like mariadb://user@localhost?socket=/run/mysqld/mysqld.sock",
             "are special characters in the user's name percent-encoded?",
         ],
     )
