@@ -56,6 +56,7 @@ docs: $(VENV)/.installed-test ## check the documents against the code, and show 
 .PHONY: servers
 servers: $(VENV)/.installed-test
 	$(PY) tools/provision.py
+	$(PY) -m tools.provision_binlog
 
 # ---- the virtual environment; stamp files say what is installed in it --------------------------------------
 

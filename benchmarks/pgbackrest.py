@@ -21,7 +21,6 @@ from benchmarks.measure import Cost, run, tree_bytes
 
 SID = "sid"
 BLOCK_SINCE = (2, 46)
-_INDEX_FORMAT = "$(REPO_URI) $(CODENAME) $(COMPONENT)"
 _ENTER = """
 set -e
 mount --make-rprivate /
@@ -45,7 +44,7 @@ def debian_sid() -> Path | None:
             return tree
         if not shutil.which("debootstrap"):
             provision.apt_install(["debootstrap"])
-        mirror = _mirror()
+        mirror = provision.debian_mirror()
         provision.say("making a tree of Debian sid with the newest pgBackRest; this takes a minute")
         new = Path(tempfile.mkdtemp(prefix=f".{SID}-", dir=provision.cache_directory()))
         try:
@@ -56,20 +55,6 @@ def debian_sid() -> Path | None:
         finally:
             shutil.rmtree(new, ignore_errors=True)
     return tree
-
-
-def _mirror() -> str:
-    """The mirror from which apt takes this distribution itself."""
-    release = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
-    wanted = [release.get("VERSION_CODENAME", "").strip('"'), "main"]
-    listed = provision.run(["apt-get", "indextargets", "--format", _INDEX_FORMAT, "Created-By: Packages"])
-    for line in listed.splitlines():
-        mirror, *rest = line.split()
-        if rest == wanted:
-            return mirror
-    raise provision.ProvisionError("apt knows no mirror of this distribution")
 
 
 class PgBackRest:

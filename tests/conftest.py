@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.engine_report",
     "tests.fault_report",
     "tests.integration.postgresql.fixtures",
+    "tests.integration.mysql.fixtures",
 ]
 
 WORKERS_PER_CORE = 2

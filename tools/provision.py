@@ -47,6 +47,7 @@ RUNTIME_PACKAGES = (
 """What the servers in the wheels load from a Debian 12 system."""
 PATRONI_PACKAGES = ("patroni", "etcd-server", "python3-etcd")
 
+_INDEX_FORMAT = "$(REPO_URI) $(CODENAME) $(COMPONENT)"
 _TAR_OPTIONS: dict[str, str] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
 """Debian 12's Python, 3.11.2, has no extraction filters yet."""
 
@@ -251,6 +252,20 @@ def _let_everyone_read(tree: Path) -> None:
     for path in tree.rglob("*"):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
+
+
+def debian_mirror() -> str:
+    """The mirror from which apt takes this distribution itself."""
+    release = dict(
+        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+    )
+    wanted = [release.get("VERSION_CODENAME", "").strip('"'), "main"]
+    listed = run(["apt-get", "indextargets", "--format", _INDEX_FORMAT, "Created-By: Packages"])
+    for line in listed.splitlines():
+        mirror, *rest = line.split()
+        if rest == wanted:
+            return mirror
+    raise ProvisionError("apt knows no mirror of this distribution")
 
 
 # ---- the whole ---------------------------------------------------------------------------------------------

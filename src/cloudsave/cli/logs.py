@@ -28,7 +28,7 @@ from cloudsave.logs.background import BackgroundCapture
 from cloudsave.logs.ledger import unrecorded_gaps
 from cloudsave.logs.status import CaptureOptions, CaptureStatus
 from cloudsave.model.ledger import Ledger
-from cloudsave.model.log import instant_from_us
+from cloudsave.model.log import LogSegment, instant_from_us
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
 
@@ -36,6 +36,8 @@ WATCH_SECONDS = 0.5
 """How often the main thread, which receives the signals, looks after capture."""
 REPORT_SECONDS = 60.0
 """How often capture says how it is when nothing has changed."""
+OBJECT_BYTES_MAX = 256 << 20
+"""Limit: no object holds more log (option log_object_bytes_max); one that spans more ends in padding."""
 FETCH_TROUBLE = 255
 """
 Exit code of `logs fetch` for all trouble: the server takes codes up to 125 for "there is no such file", that
@@ -50,6 +52,7 @@ def logs() -> None:
 
 @logs.command("capture", cls=Command, exit_codes=(ExitCode.INTEGRITY, ExitCode.BUSY))
 @source_argument
+@click.option("--synchronous", is_flag=True, help="Commits wait until their log is stored.")
 @click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
 @click.option(
     "--metrics-file",
@@ -58,14 +61,19 @@ def logs() -> None:
     help="Write them to a .prom file for node_exporter.",
 )
 @with_context
-def capture(context: CommandContext, name: str, metrics: str | None, metrics_file: Path | None) -> None:
+def capture(
+    context: CommandContext, name: str, synchronous: bool, metrics: str | None, metrics_file: Path | None
+) -> None:
     """
     Capture the log of source NAME until stopped by Ctrl-C or SIGTERM, which store what is at hand first.
 
-    The source keeps a replication slot that holds exactly what is not durable yet. Interruptions of the
-    server or the store are waited out. Small commits of ours are awaited in the repository: log that does
-    not arrive there is an alarm, told on stdout and to all that [notify] names. With exit code 5 a person
-    must decide, for example because another server answered; with 6 a capture of this source runs already.
+    PostgreSQL keeps a replication slot that holds exactly what is not durable yet; MySQL and MariaDB keep
+    their binlog for as long as they are set to. With --synchronous the log is stored at once, however little
+    it is, for servers that wait for it: by synchronous_standby_names, or by semi-synchronous replication.
+    Interruptions of the server or the store are waited out. Small commits of ours are awaited in the
+    repository: log that does not arrive there is an alarm, told on stdout and to all that [notify] names.
+    With exit code 5 a person must decide, for example because another server answered; with 6 a capture of
+    this source runs already.
     """
     config, clock = context.config, context.clock
     source = context.source(name)
@@ -74,7 +82,9 @@ def capture(context: CommandContext, name: str, metrics: str | None, metrics_fil
     repository = assembly.open_repository(config, context.secrets(), clock=clock, limits=limits)
     lineage = assembly.lineage_for(repository, engine.identify(), source=name)
     options = CaptureOptions(
-        object_age_seconds=source.rpo_seconds, object_bytes_max=config.log_object_bytes_max
+        object_age_seconds=source.rpo_seconds,
+        object_bytes_max=config.log_object_bytes_max,
+        synchronous=synchronous,
     )
     reporter = _Reporter(context, name, engine.dialect)
     with watched(context, source, lineage, metrics=metrics, metrics_file=metrics_file) as watcher:
@@ -84,7 +94,7 @@ def capture(context: CommandContext, name: str, metrics: str | None, metrics_fil
             reporter(status)
 
         running = BackgroundCapture(
-            engine.log_source(slot=source.slot, temporary=False),
+            engine.log_source(slot=source.slot, temporary=False, synchronous=synchronous),
             lineage,
             engine.dialect,
             options,
@@ -179,7 +189,7 @@ def status(context: CommandContext, name: str, max_age: float | None) -> ExitCod
                     "branch": branch,
                     "begin": text(branch, first),
                     "end": text(branch, last),
-                    "bytes": last - first,
+                    "bytes": last - first - _padding_bytes(lineage, inside),
                     "objects": len(inside),
                     "stored_bytes": sum(s.size_bytes for s in inside),
                     "last_commit": instant_from_us(newest_us) if newest_us else None,
@@ -211,6 +221,12 @@ def status(context: CommandContext, name: str, max_age: float | None) -> ExitCod
     silent = max_age is not None and (age is None or age > max_age)
     _show_status(context, lineage, ranges, lost, age=age, silent=silent)
     return ExitCode.FINDINGS if silent or any(not one["expired"] for one in lost) else ExitCode.DONE
+
+
+def _padding_bytes(lineage: Lineage, segments: Sequence[LogSegment]) -> int:
+    """How many bytes of touching segments are not there, since log files ended before they were full."""
+    wide = [one for one in segments if one.last - one.first > OBJECT_BYTES_MAX]
+    return sum({one.last: lineage.log_index(one).padding_bytes for one in wide}.values())
 
 
 def _show_status(

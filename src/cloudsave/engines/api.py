@@ -143,8 +143,8 @@ class Engine(Protocol):
     def backup_source(self, *, mode: str, fast: bool, label: str) -> BackupSource:
         """A base backup by `mode` "auto", "local" or "remote"; `fast` asks for an immediate checkpoint."""
 
-    def log_source(self, *, slot: str, temporary: bool) -> LogSource:
-        """The log of the source through a replication slot."""
+    def log_source(self, *, slot: str, temporary: bool, synchronous: bool = False) -> LogSource:
+        """The log of the source through a replication slot; `synchronous`: commits wait for `acknowledge`."""
 
     def slot_state(self, slot: str) -> SlotState:
         """Whether the source keeps log in `slot`, and whether somebody fetches it."""

@@ -15,17 +15,31 @@ if TYPE_CHECKING:
     from cloudsave.engines.search_api import LogSearch
     from cloudsave.engines.watch_api import SourceWatch
 
-SCHEMES = {"postgresql": "postgresql", "postgres": "postgresql"}
+SCHEMES = {
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "mysql": "mysql",
+    "mariadb": "mariadb",
+}
 """URL scheme to engine."""
 
 
 def open_engine(url: str) -> Engine:
     """The engine for a source URL; connects to nothing. Raises: UnusableUrl."""
     scheme = url.partition("://")[0]
-    if SCHEMES.get(scheme) == "postgresql":
+    engine = SCHEMES.get(scheme)
+    if engine == "postgresql":
         from cloudsave.engines.postgresql.engine import PostgresEngine
 
         return PostgresEngine(url)
+    if engine == "mysql":
+        from cloudsave.engines.mysql.engine import MysqlEngine
+
+        return MysqlEngine(url)
+    if engine == "mariadb":
+        from cloudsave.engines.mariadb.engine import MariadbEngine
+
+        return MariadbEngine(url)
     raise UnusableUrl(
         f"cannot use source URL scheme {scheme!r}",
         hints=["a source URL looks like postgresql://user@host:5432/postgres"],
@@ -38,6 +52,10 @@ def dialect(name: str) -> Dialect:
         from cloudsave.engines.postgresql.dialect import PostgresDialect
 
         return PostgresDialect()
+    if name in ("mysql", "mariadb"):
+        from cloudsave.engines.binlog.dialect import BinlogDialect
+
+        return BinlogDialect(name)
     raise UnusableUrl(f"cannot read backups of engine {name!r}", hints=["use a newer release of cloudsave"])
 
 
@@ -82,10 +100,15 @@ def collation_inspector(name: str) -> CollationInspector:
 
 def source_watch(url: str) -> SourceWatch:
     """The engine's way to watch a source; connects to nothing. Raises: UnusableUrl."""
-    if SCHEMES.get(url.partition("://")[0]) == "postgresql":
+    engine = SCHEMES.get(url.partition("://")[0])
+    if engine == "postgresql":
         from cloudsave.engines.postgresql.watch import PostgresWatch
 
         return PostgresWatch(url)
+    if engine in ("mysql", "mariadb"):
+        from cloudsave.engines.binlog.watch import BinlogWatch
+
+        return BinlogWatch(url)
     raise UnusableUrl("cannot watch a source of this URL scheme")
 
 

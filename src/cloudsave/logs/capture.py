@@ -248,6 +248,9 @@ class Capture:
         )
         self._meter.restart()
         frontier = resume.start.offset
+        if self._options.synchronous:
+            # Commits may wait for log that an earlier run stored and was killed before it could say so.
+            self._source.acknowledge(Position(step.branch, frontier))
         state = CaptureState.HOLE if self._status.state == CaptureState.HOLE else CaptureState.STREAMING
         self._report(state, branch=step.branch, received=frontier, durable=frontier)
         ended: BranchEnd | None = None
@@ -276,6 +279,9 @@ class Capture:
         if chunk.data:
             data = resume.overlap.strip(chunk.offset, chunk.data)
             if data:
+                if (begin := chunk.offset + len(chunk.data) - len(data)) > writer.end:
+                    resume.check_skip(writer.end, begin)
+                    writer.skip_to(begin)
                 writer.append(data, now)
         writer.note_complete(chunk.complete_until_us)
         writer.cut_if_due(now)

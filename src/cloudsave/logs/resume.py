@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cloudsave.engines.api import Dialect, LogIndexer
-from cloudsave.errors import IntegrityError, LogConflict
+from cloudsave.errors import IntegrityError, LogConflict, LogDamaged
 from cloudsave.logs.ledger import Step, file_begin
 from cloudsave.logs.writer import LogArchive, Window, WriterStart
 from cloudsave.model.identity import SourceIdentity
@@ -24,11 +24,14 @@ _INDEXES_MAX = 64
 
 
 class Overlap:
-    """Stored bytes [first, last) of a branch, compared with what the server sends again."""
+    """
+    Stored bytes [first, last) of a branch, compared with what the server sends again. Fewer bytes than that
+    are stored of a log file that was ended before it was full.
+    """
 
-    def __init__(self, branch: str, first: int, stored: bytes) -> None:
+    def __init__(self, branch: str, first: int, last: int, stored: bytes) -> None:
         self.first = first
-        self.last = first + len(stored)
+        self.last = last
         self._branch = branch
         self._stored = stored
 
@@ -47,6 +50,12 @@ class Overlap:
                     "a server that was restored must be promoted to a new timeline",
                 ],
             )
+        if offset + len(data) > self.first + len(self._stored) and offset + len(known) < self.last:
+            raise LogConflict(
+                f"log of branch {self._branch} on the server is longer than the stored log",
+                detail=f"It goes on at {offset + len(known):#x}, where a stored log file ends.",
+                hints=["was the server put back to an older state, or is it another copy of the cluster?"],
+            )
         return data[len(known) :]
 
 
@@ -57,6 +66,17 @@ class Resume:
     stream_from: int
     overlap: Overlap
     start: WriterStart
+    log_file_bytes: int | None
+    """Log may go on at a multiple of this without what is before it; None: at the next byte only."""
+
+    def check_skip(self, end: int, offset: int) -> None:
+        """Raises: LogDamaged where no log file can have ended at `end` if log goes on at `offset`."""
+        if self.log_file_bytes and offset == file_begin(end, self.log_file_bytes) + self.log_file_bytes:
+            return
+        raise LogDamaged(
+            "server left out log",
+            detail=f"After {end:#x} of branch {self.start.branch} it went on at {offset:#x}.",
+        )
 
 
 class Resumer:
@@ -69,6 +89,7 @@ class Resumer:
         self._dialect = dialect
         self._identity = identity
         self._window_size = window_size
+        self._skips = identity.log_file_bytes if identity.ragged_log else None
 
     def prepare(self, step: Step, ledger: Ledger, *, overlap: bool) -> Resume:
         """
@@ -78,12 +99,14 @@ class Resumer:
         if not step.resumed:
             begin = file_begin(step.frontier, self._identity.log_file_bytes)
             start = WriterStart(step.branch, begin, self._indexer(step.branch, begin), Window())
-            return Resume(begin, Overlap(step.branch, begin, b""), start)
+            return Resume(begin, Overlap(step.branch, begin, begin, b""), start, self._skips)
         range_begin = next(a for a, b in ledger.ranges(step.branch) if a < step.frontier <= b)
         # From the last record on, so that the first new one must name it, or complete it.
         boundary = self._last_record(step, ledger, range_begin)
         # From before it: what follows it may be padding, the same on every server.
-        compare_from = max(range_begin, (boundary - OVERLAP_BYTES) // _PAGE_BYTES * _PAGE_BYTES)
+        compare_from = boundary
+        if not self._identity.ragged_log:
+            compare_from = max(range_begin, (boundary - OVERLAP_BYTES) // _PAGE_BYTES * _PAGE_BYTES)
         at = compare_from if overlap else boundary
         indexer, known = self._indexer(step.branch, boundary), []
         for part in self._stored(step, ledger, at):
@@ -95,8 +118,10 @@ class Resumer:
         indexer.take()
         start = WriterStart(step.branch, step.frontier, indexer, self._window(step, ledger, range_begin))
         if not overlap:
-            return Resume(step.frontier, Overlap(step.branch, step.frontier, b""), start)
-        return Resume(compare_from, Overlap(step.branch, compare_from, b"".join(known)), start)
+            nothing = Overlap(step.branch, step.frontier, step.frontier, b"")
+            return Resume(step.frontier, nothing, start, self._skips)
+        overlapping = Overlap(step.branch, compare_from, step.frontier, b"".join(known))
+        return Resume(compare_from, overlapping, start, self._skips)
 
     def _indexer(self, branch: str, offset: int) -> LogIndexer:
         return self._dialect.indexer(

@@ -26,6 +26,8 @@ class CaptureOptions:
     """Limit: log that is received and not yet stored; the whole memory of capture is about twice this."""
     lag_alarm_seconds: float = 15.0
     """The recovery point objective counts as breached when the durable log is this far behind."""
+    synchronous: bool = False
+    """Commits wait until their log is durable: objects are cut at once, however small."""
     salvage: bool = True
     """After the server removed log, look for the oldest that it still has; else go on at the slot."""
     running_patience_seconds: float = 5.0

@@ -63,6 +63,11 @@ class _Job:
     last: int
     parts: tuple[bytes, ...]
     complete_until_us: int
+    padding_bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self.last - self.first - self.padding_bytes
 
 
 @dataclass(slots=True)
@@ -107,6 +112,7 @@ def merged_index(indexes: Sequence[LogIndex]) -> LogIndex:
         records_end=max(one.records_end for one in indexes),
         complete_until_us=indexes[-1].complete_until_us,
         changes=_merged_changes(indexes),
+        padding_bytes=indexes[-1].padding_bytes,
     )
 
 
@@ -182,24 +188,37 @@ class LogWriter:
             if self.end % self._window_size == 0:
                 self.cut()
 
+    def skip_to(self, offset: int) -> None:
+        """Nothing stands before `offset` any more: the log file ended before it was full."""
+        missing_bytes = offset - self.end
+        self.end = offset
+        self._hand_over(missing_bytes)
+
     def note_complete(self, instant_us: int) -> None:
         """Every commit acknowledged before the instant (0: unknown) is in what was appended so far."""
         self._complete_until_us = instant_us or self._complete_until_us
 
     def cut_if_due(self, now: float) -> None:
-        """Cut an object when its first byte is old enough."""
-        if self._parts and now - self._first_at >= self._options.object_age_seconds:
+        """
+        Cut an object when its first byte is old enough; where somebody waits for every byte, as soon as none
+        waits to be stored, so that all that comes meanwhile is stored together.
+        """
+        waited_for = self._options.synchronous and not self._jobs
+        if self._parts and (waited_for or now - self._first_at >= self._options.object_age_seconds):
             self.cut()
 
     def cut(self) -> None:
         """Hand what is at hand to the putting thread."""
         if not self._parts:
             return
-        job = _Job(self._first, self.end, tuple(self._parts), self._complete_until_us)
+        self._hand_over()
+
+    def _hand_over(self, padding_bytes: int = 0) -> None:
+        job = _Job(self._first, self.end, tuple(self._parts), self._complete_until_us, padding_bytes)
         self._first, self._parts = self.end, []
         with self._state:
             self._jobs.append(job)
-            self._queued_bytes += job.last - job.first
+            self._queued_bytes += job.size_bytes
             self._state.notify_all()
 
     def wait_for_room(self, seconds: float) -> bool:
@@ -240,7 +259,7 @@ class LogWriter:
             while (job := self._next_job()) is not None:
                 self._store(job)
                 with self._state:
-                    self._queued_bytes -= job.last - job.first
+                    self._queued_bytes -= job.size_bytes
                     self._state.notify_all()
         except BaseException as error:  # noqa: BLE001 - handed to the receiving thread, which raises it
             with self._state:
@@ -257,9 +276,9 @@ class LogWriter:
         for part in job.parts:
             self._indexer.feed(part)
         taken = self._indexer.take()
-        index = replace(taken, complete_until_us=job.complete_until_us)
+        index = replace(taken, complete_until_us=job.complete_until_us, padding_bytes=job.padding_bytes)
         self._archive.put_log(segment_of(self._branch, job.first, job.last, index), job.parts, index)
-        self._durable(job.last, job.last - job.first)
+        self._durable(job.last, job.size_bytes)
         self._fill_window(job, index)
 
     def _fill_window(self, job: _Job, index: LogIndex) -> None:

@@ -35,6 +35,11 @@ class SourceIdentity:
     log_file_bytes: int
     """Size of a file of the log (a WAL segment)."""
     page_checksums: bool
+    ragged_log: bool = False
+    """
+    A log file ends where the server ends it, not when it is full; and log is sent from the begin of a record
+    on only, not from any byte.
+    """
 
     @property
     def lineage(self) -> str:

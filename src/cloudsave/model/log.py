@@ -136,6 +136,8 @@ class LogIndex:
     records_end: int = 0
     complete_until_us: int = 0
     changes: LogChanges | None = None
+    padding_bytes: int = 0
+    """The last bytes of the stretch that the log file has not: it was ended before it was full."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "commits", Commits.of(self.commits))

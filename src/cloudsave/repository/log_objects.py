@@ -10,7 +10,8 @@ the other frames are the log bytes in order.
     0    4    u32 length of the JSON head
     4    ..   JSON head: branch, first, last, record_first, record_last, records_end, complete_until_us,
               commits (count), restore_points ([offset, end offset, instant, name] each),
-              changes (absent or null: not noted; else seen_from, groups (count), blocks (count))
+              changes (absent or null: not noted; else seen_from, groups (count), blocks (count)),
+              padding_bytes (absent: 0; so many bytes at the end of the stretch are not there)
     ..   ..   four arrays of `commits` 64-bit integers: offset, end offset, instant, transaction id
     ..   ..   `groups` rows of five u32: space, database, object, kind, count of blocks
     ..   ..   `blocks` u32: of each group, ascending, the first block and the steps to the following ones
@@ -90,22 +91,22 @@ def write_log_object(
     writer.add(_encode_index(segment, index), proof=True)
     joined = log[0] if len(log) == 1 else b"".join(log)
     view = memoryview(joined)
-    if len(view) != segment.last - segment.first:
+    if len(view) != segment.last - segment.first - index.padding_bytes:
         raise ValueError("log bytes do not fill the segment")
     writer.add_blob(view)
     return writer.finish()
 
 
 def read_log_object(keys: LineageKeys, segment: LogSegment, content: Buffer) -> bytes:
-    """The log bytes, all checked. Raises: IntegrityError."""
+    """The log bytes, all checked, without padding. Raises: IntegrityError."""
     name = log_object_name(keys.lineage, segment)
     frames = read_frames(keys, name, Kind.LOG, content)
-    _decode_index(name, segment, frames[0])
+    wanted = segment.last - segment.first - _decode_index(name, segment, frames[0]).padding_bytes
     log = b"".join(frames[1:])
-    if len(log) != segment.last - segment.first:
+    if len(log) != wanted:
         raise IntegrityError(
             f"object {name!r} is damaged",
-            detail=f"It holds {len(log)} bytes of log; its name promises {segment.last - segment.first}.",
+            detail=f"It holds {len(log)} bytes of log; its name and index promise {wanted}.",
         )
     return log
 
@@ -142,6 +143,7 @@ def _encode_index(segment: LogSegment, index: LogIndex) -> bytes:
             "restore_points": [[p.offset, p.end_offset, p.instant_us, p.name] for p in index.restore_points],
             "changes": described,
         }
+        | ({"padding_bytes": index.padding_bytes} if index.padding_bytes else {})
     ).encode()
     commits = index.commits.rows.astype("<i8", copy=False).tobytes()
     return struct.pack("<I", len(head)) + head + commits + columns
@@ -197,6 +199,7 @@ def _decode_index(name: str, segment: LogSegment, plain: bytes) -> LogIndex:
             records_end=_integer(head, "records_end"),
             complete_until_us=_integer(head, "complete_until_us"),
             changes=changes,
+            padding_bytes=_integer(head, "padding_bytes") if "padding_bytes" in head else 0,
         )
         named = (head["branch"], head["first"], head["last"])
     except (ValueError, KeyError, TypeError, OverflowError, AttributeError, struct.error) as error:

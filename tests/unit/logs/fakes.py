@@ -268,7 +268,7 @@ class MemoryArchive:
 
     def put_log(self, segment: LogSegment, parts: Sequence[bytes], index: LogIndex) -> None:
         data = b"".join(parts)
-        assert len(data) == segment.last - segment.first
+        assert len(data) == segment.last - segment.first - index.padding_bytes
         self.before_put(segment)
         if segment in self.objects and self.objects[segment][0] != data:
             raise LogConflict("log differs")

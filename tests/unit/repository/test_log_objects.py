@@ -115,6 +115,18 @@ def test_the_same_log_again_is_accepted_and_other_log_refused() -> None:
     assert lineage.read_log(segment) == log
 
 
+@pytest.mark.parametrize("log", [b"", b"the end of a file"])
+def test_log_that_ends_before_its_stretch_is_read_back_without_padding(log: bytes) -> None:
+    lineage = lineage_on(MemoryStore())
+    segment = LogSegment("b", 1 << 32, 2 << 32)
+    index = LogIndex(padding_bytes=(1 << 32) - len(log))
+    lineage.put_log(segment, [log], index)
+    assert lineage.read_log(segment) == log
+    assert lineage.log_index(segment) == index
+    with pytest.raises(ValueError, match="do not fill"):
+        lineage.put_log(segment, [log + b"!"], index)
+
+
 def test_bytes_that_do_not_fill_the_segment_are_refused() -> None:
     segment, log, index = sample_log(SEGMENT, 400)
     with pytest.raises(ValueError, match="fill"):

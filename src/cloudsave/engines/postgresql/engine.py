@@ -124,8 +124,14 @@ class PostgresEngine:
         """See `Engine.slot_state`."""
         return self._log_source(slot, temporary=False).slot_state()
 
-    def log_source(self, *, slot: str, temporary: bool) -> LogSource:
-        """See `Engine.log_source`."""
+    def log_source(
+        self,
+        *,
+        slot: str,
+        temporary: bool,
+        synchronous: bool = False,  # noqa: ARG002
+    ) -> LogSource:
+        """See `Engine.log_source`; the server's synchronous_standby_names say which commits wait."""
         return self._log_source(slot, temporary=temporary)
 
     def _log_source(self, slot: str, *, temporary: bool) -> PostgresLogSource:

@@ -1,0 +1,70 @@
+"""What a binlog looks like from outside: positions and file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloudsave.engines.api import LogIndexer
+from cloudsave.engines.binlog.indexer import BinlogIndexer
+from cloudsave.engines.binlog.position import (
+    format_offset,
+    number_of,
+    parse_offset,
+)
+from cloudsave.errors import UsageError
+from cloudsave.model.history import BranchPoint
+from cloudsave.model.position import Position
+
+
+class BinlogDialect:
+    """`Dialect` of an engine whose log is a binlog."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def parse_position(self, text: str, *, branch: str) -> int:
+        """See `Dialect.parse_position`."""
+        try:
+            return parse_offset(text.strip())
+        except ValueError:
+            raise UsageError(
+                f"cannot understand position {text!r}",
+                detail=f"A position in the binlog of {branch} is the number of a file, a colon and a place.",
+                hints=["the server's binlog.000012 and 4711 are written 000012:4711 or binlog.000012:4711"],
+            ) from None
+
+    def format_position(self, position: Position) -> str:
+        """See `Dialect.format_position`."""
+        return format_offset(position.offset)
+
+    def parse_history(self, content: bytes) -> tuple[BranchPoint, ...]:  # noqa: ARG002
+        """See `Dialect.parse_history`: servers write none, each has a binlog of its own."""
+        return ()
+
+    def indexer(
+        self,
+        start: Position,
+        *,
+        log_file_bytes: int,  # noqa: ARG002
+        system_identifier: str,  # noqa: ARG002
+    ) -> LogIndexer:
+        """See `Dialect.indexer`."""
+        return BinlogIndexer(start)
+
+    def log_file_name(self, branch: str, offset: int, *, log_file_bytes: int) -> str:  # noqa: ARG002
+        """See `Dialect.log_file_name`; the base name is the servers' default."""
+        return f"binlog.{number_of(offset):06}"
+
+    def parse_log_file_name(
+        self,
+        name: str,  # noqa: ARG002
+        *,
+        log_file_bytes: int,  # noqa: ARG002
+    ) -> Position | None:
+        """See `Dialect.parse_log_file_name`: a name does not tell whose file it is, so none is taken."""
+        return None
+
+    def check_replay(
+        self, log: bytes | bytearray, *, until: int, log_file_bytes: int, directory: Path
+    ) -> None:
+        """See `Dialect.check_replay`: replay writes into the restored server alone."""

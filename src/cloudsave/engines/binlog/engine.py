@@ -1,0 +1,86 @@
+"""One server with a binlog, connected to on demand: what MySQL and MariaDB do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cloudsave.clock import SYSTEM_CLOCK, Clock
+from cloudsave.engines.api import BackupSource, LogSource
+from cloudsave.engines.binlog.connection import Session, connect, connect_options
+from cloudsave.engines.binlog.dialect import BinlogDialect
+from cloudsave.engines.binlog.findings import Rules, gather_findings
+from cloudsave.engines.binlog.log import BinlogLogSource, Flavour
+from cloudsave.errors import UnsuitableSettings
+from cloudsave.model.engine_facts import SlotState
+from cloudsave.model.finding import Finding
+from cloudsave.model.identity import SourceIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What makes an engine of this library."""
+
+    name: str
+    flavour: Flavour
+    rules: Rules
+    identity: Callable[[Session], SourceIdentity]
+
+
+class BinlogEngine:
+    """`Engine` of a MySQL or MariaDB server, by its source URL."""
+
+    def __init__(self, url: str, product: Product, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        connect_options(url)
+        self._url = url
+        self._product = product
+        self._clock = clock
+        self.dialect = BinlogDialect(product.name)
+
+    def identify(self) -> SourceIdentity:
+        """See `Engine.identify`."""
+        with connect(self._url) as session:
+            return self._product.identity(session)
+
+    def findings(self) -> Sequence[Finding]:
+        """See `Engine.findings`."""
+        with connect(self._url) as session:
+            return gather_findings(session, self._product.identity(session), self._product.rules)
+
+    def backup_source(
+        self,
+        *,
+        mode: str,  # noqa: ARG002
+        fast: bool,  # noqa: ARG002
+        label: str,  # noqa: ARG002
+    ) -> BackupSource:
+        """See `Engine.backup_source`. Raises: UnsuitableSettings; only the log can be captured so far."""
+        raise UnsuitableSettings(
+            f"cannot take base backups of {self._product.name}",
+            detail="This release captures the binlog of such servers, and nothing else of them.",
+            hints=["take base backups with the server's own tools, and note their binlog position"],
+        )
+
+    def log_source(
+        self,
+        *,
+        slot: str,
+        temporary: bool,  # noqa: ARG002
+        synchronous: bool = False,
+    ) -> LogSource:
+        """See `Engine.log_source`."""
+        return self._log_source(slot, synchronous=synchronous)
+
+    def slot_state(self, slot: str) -> SlotState:
+        """See `Engine.slot_state`."""
+        return self._log_source(slot, synchronous=False).slot_state()
+
+    def _log_source(self, slot: str, *, synchronous: bool) -> BinlogLogSource:
+        return BinlogLogSource(
+            self._url,
+            self._product.flavour,
+            slot=slot,
+            synchronous=synchronous,
+            identify=self.identify,
+            clock=self._clock,
+        )

@@ -1,0 +1,99 @@
+"""MariaDB: its identity, rights and settings, on the library of the binlog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cloudsave.clock import SYSTEM_CLOCK, Clock
+from cloudsave.engines.binlog.connection import Session
+from cloudsave.engines.binlog.engine import BinlogEngine, Product
+from cloudsave.engines.binlog.findings import Facts, Rules
+from cloudsave.engines.binlog.log import Flavour
+from cloudsave.engines.binlog.position import LOG_FILE_BYTES
+from cloudsave.errors import UnsuitableSettings, UnsupportedVersion, UnusableUrl
+from cloudsave.model.finding import Finding, Severity
+from cloudsave.model.identity import Role, SourceIdentity
+
+NAME = "mariadb"
+VERSION_MIN = (10, 6)
+_VERSION_MIN_TEXT = ".".join(map(str, VERSION_MIN))
+_SEND_ANNOTATE_ROWS = 2
+_IDENTITY = (
+    "SELECT @@gtid_domain_id, @@server_id, @@datadir, @@innodb_page_size, @@read_only, @@encrypt_binlog"
+)
+_FLAVOUR = Flavour(
+    status_statement="SHOW MASTER STATUS",
+    session_settings=(
+        "@master_binlog_checksum = 'CRC32', @mariadb_slave_capability = 4",
+        "@master_heartbeat_period = {heartbeat}",
+    ),
+    dump_flags=_SEND_ANNOTATE_ROWS,
+    semi_sync_settings="@rpl_semi_sync_slave = 1",
+    semi_sync_variable="rpl_semi_sync_master_enabled",
+)
+
+
+def _identity(session: Session) -> SourceIdentity:
+    (version,) = session.row("SELECT VERSION()", doing="read the server's version")
+    if "mariadb" not in version.lower():
+        raise UnusableUrl(
+            "server is not a MariaDB server",
+            detail=f"It says that it is version {version}.",
+            hints=["begin the source URL with mysql://"],
+        )
+    number, _, _ = version.partition("-")
+    parts = tuple(int(part) for part in number.split("."))
+    if parts[:2] < VERSION_MIN:
+        raise UnsupportedVersion(
+            f"cannot protect MariaDB {parts[0]}.{parts[1]}",
+            detail=f"The server is version {version}; supported is {_VERSION_MIN_TEXT} and later.",
+        )
+    domain, server, directory, page_bytes, read_only, encrypted = session.row(
+        _IDENTITY, doing="read the server's identity"
+    )
+    if encrypted:
+        raise UnsuitableSettings(
+            "cannot capture a binlog that MariaDB encrypts",
+            detail="encrypt_binlog is on: what the server sends has other positions than its files.",
+            hints=["turn encrypt_binlog off; the repository encrypts all that it stores"],
+        )
+    identifier = f"{domain}-{server}"
+    return SourceIdentity(
+        engine=NAME,
+        system_identifier=identifier,
+        version=number,
+        major=parts[0],
+        branch=identifier,
+        role=Role.REPLICA if read_only else Role.PRIMARY,
+        data_directory=directory,
+        page_bytes=page_bytes,
+        log_file_bytes=LOG_FILE_BYTES,
+        page_checksums=True,
+        ragged_log=True,
+    )
+
+
+def _strict_gtids(facts: Facts) -> Iterator[Finding]:
+    if facts.settings["gtid_strict_mode"] != "ON":
+        yield Finding(
+            Severity.WARNING,
+            "gtid_strict_mode",
+            "gtid_strict_mode is off: two servers may give one GTID to two transactions",
+            "SET GLOBAL gtid_strict_mode = ON; and in the server's configuration",
+        )
+
+
+_RULES = Rules(
+    rights=(
+        (("REPLICATION SLAVE", "REPLICATION REPLICA"), "receive the binlog"),
+        (("BINLOG MONITOR", "REPLICATION CLIENT"), "see where the binlog ends"),
+    ),
+    checks=(_strict_gtids,),
+)
+
+
+class MariadbEngine(BinlogEngine):
+    """`Engine` of a MariaDB server, by its source URL."""
+
+    def __init__(self, url: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(url, Product(NAME, _FLAVOUR, _RULES, _identity), clock=clock)

@@ -1,0 +1,102 @@
+"""MySQL: its identity, rights and settings, on the library of the binlog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cloudsave.clock import SYSTEM_CLOCK, Clock
+from cloudsave.engines.binlog.connection import Session
+from cloudsave.engines.binlog.engine import BinlogEngine, Product
+from cloudsave.engines.binlog.findings import Facts, Rules
+from cloudsave.engines.binlog.log import Flavour
+from cloudsave.engines.binlog.position import LOG_FILE_BYTES
+from cloudsave.errors import UnsupportedVersion, UnusableUrl
+from cloudsave.model.finding import Finding, Severity
+from cloudsave.model.identity import Role, SourceIdentity
+
+NAME = "mysql"
+VERSION_MIN = (8, 4)
+"""Before it, the statements about replication have other names."""
+_VERSION_MIN_TEXT = ".".join(map(str, VERSION_MIN))
+_IDENTITY = "SELECT VERSION(), @@server_uuid, @@datadir, @@innodb_page_size, @@read_only"
+_FLAVOUR = Flavour(
+    status_statement="SHOW BINARY LOG STATUS",
+    session_settings=(
+        "@source_binlog_checksum = 'CRC32', @master_binlog_checksum = 'CRC32'",
+        "@source_heartbeat_period = {heartbeat}, @master_heartbeat_period = {heartbeat}",
+        "@replica_uuid = '{uuid}', @slave_uuid = '{uuid}'",
+    ),
+    dump_flags=0,
+    semi_sync_settings="@rpl_semi_sync_replica = 1, @rpl_semi_sync_slave = 1",
+    semi_sync_variable="rpl_semi_sync_source_enabled",
+)
+
+
+def _identity(session: Session) -> SourceIdentity:
+    version, uuid, directory, page_bytes, read_only = session.row(
+        _IDENTITY, doing="read the server's identity"
+    )
+    if "mariadb" in version.lower():
+        raise UnusableUrl(
+            "server is not a MySQL server",
+            detail=f"It says that it is {version}.",
+            hints=["begin the source URL with mariadb://"],
+        )
+    number, _, _ = version.partition("-")
+    parts = tuple(int(part) for part in number.split("."))
+    if parts[:2] < VERSION_MIN:
+        raise UnsupportedVersion(
+            f"cannot protect MySQL {parts[0]}.{parts[1]}",
+            detail=f"The server is version {version}; supported is {_VERSION_MIN_TEXT} and later.",
+        )
+    return SourceIdentity(
+        engine=NAME,
+        system_identifier=uuid,
+        version=number,
+        major=parts[0],
+        branch=uuid,
+        role=Role.REPLICA if read_only else Role.PRIMARY,
+        data_directory=directory,
+        page_bytes=page_bytes,
+        log_file_bytes=LOG_FILE_BYTES,
+        page_checksums=True,
+        ragged_log=True,
+    )
+
+
+def _gtid_mode(facts: Facts) -> Iterator[Finding]:
+    mode = facts.settings["gtid_mode"]
+    if mode == "ON":
+        yield Finding(Severity.OK, "gtid_mode", "every transaction has a GTID")
+    else:
+        yield Finding(
+            Severity.WARNING,
+            "gtid_mode",
+            f"gtid_mode is {mode}: transactions cannot be told apart by their GTID",
+            "turn it on in the steps of the MySQL manual, Changing GTID Mode Online",
+        )
+
+
+def _encryption(facts: Facts) -> Iterator[Finding]:
+    if facts.settings.get("binlog_encryption") == "ON":
+        yield Finding(
+            Severity.NOTICE,
+            "binlog_encryption",
+            "the server decrypts its binlog before it sends it: use TLS; the repository encrypts it again",
+        )
+
+
+_RULES = Rules(
+    rights=(
+        (("REPLICATION SLAVE",), "receive the binlog"),
+        (("REPLICATION CLIENT",), "see where the binlog ends"),
+    ),
+    checks=(_gtid_mode, _encryption),
+)
+
+
+class MysqlEngine(BinlogEngine):
+    """`Engine` of a MySQL server, by its source URL."""
+
+    def __init__(self, url: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(url, Product(NAME, _FLAVOUR, _RULES, _identity), clock=clock)
