@@ -117,31 +117,6 @@ def test_every_acknowledged_commit_is_stored_when_both_are_killed(product: Produ
     assert len(acknowledged) >= ROUNDS * COMMITS_PER_ROUND // 2
 
 
-def test_commits_wait_while_nobody_captures(product: Product) -> None:
-    capture = product.capture("--synchronous")
-    clients = Clients(product.cluster, "first")
-    clients.wait_for(10, product)
-    capture.kill()
-    capture.wait()
-    poll(
-        lambda: _waiting(product.cluster) == CLIENTS,
-        "all clients wait for an acknowledgement",
-    )
-    before = len(clients.acknowledged)
-    assert _waiting(product.cluster) == CLIENTS
-    assert len(clients.acknowledged) == before
-    product.capture("--synchronous")
-    clients.wait_for(before + 1, product)
-    product.cluster.crash()
-    clients.join()
-
-
-def _waiting(cluster: BinlogCluster) -> int:
-    """Sessions that wait for the acknowledgement of their commit."""
-    rows = cluster.sql("SELECT State FROM information_schema.PROCESSLIST")
-    return sum("semi-sync" in str(row[0]).lower() for row in rows)
-
-
 def test_oracle_notices_commits_that_capture_alone_would_lose(
     binlog_cluster: BinlogCluster, tmp_path: Path
 ) -> None:
