@@ -192,8 +192,8 @@ def test_a_lost_slot_is_a_hole_that_everybody_is_told_of(clusters: ClusterFactor
         assert cluster.psql("SELECT wal_status FROM pg_replication_slots") == "lost"
         capture = line.begin("logs", "capture", SOURCE)
         streams = ("streaming", "hole")
-        poll(lambda: any(e["holes"] and e["state"] in streams for e in capture.events()), "capture goes on")
-        assert any("lost for good" in event["alarm"] for event in capture.events())
+        poll(lambda: any(e["holes"] and e["state"] in streams for e in capture.statuses()), "capture goes on")
+        assert any("lost for good" in event["alarm"] for event in capture.statuses())
         (hole,) = line.run("logs", "status", SOURCE, exit_code=3)["holes"]
         across = line.refused(
             "restore", SOURCE, "--into", str(line.place()), "--position", hole["end"], exit_code=4

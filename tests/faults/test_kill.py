@@ -324,10 +324,10 @@ def test_a_capture_that_is_stopped_stores_what_it_has(line: CommandLine, number:
     streams = "streaming"
     with LedgerClients(lambda: line.cluster.url, tmp_path / "ledger.jsonl", clients=2) as clients:
         clients.wait_for(50)
-        answer = interrupted(running, number, lambda: any(e["state"] == streams for e in running.events()))
+        answer = interrupted(running, number, lambda: any(e["state"] == streams for e in running.statuses()))
         clients.wait_for(1)
     answer.expect(ExitCode.DONE)
-    assert running.events()[-1]["state"] == "stopped"
+    assert running.statuses()[-1]["state"] == "stopped"
     assert_server_is_left_alone(line.cluster)
     with line.captured():
         line.catch_up()

@@ -27,7 +27,8 @@ def server(
     postgresql_folders: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Protected]:
-    with protected(postgresql_bindirs, postgresql_folders, tmp_path_factory.mktemp("protected")) as made:
+    folder = tmp_path_factory.mktemp("protected")
+    with protected("18", postgresql_bindirs, postgresql_folders, folder) as made:
         yield made
 
 

@@ -27,6 +27,7 @@ from cloudsave.kernels.checksums import crc32c
 from cloudsave.model.found import ChangeKind, SearchQuery
 from cloudsave.model.position import Position
 from cloudsave.repository.container import Arena, ContainerWriter, Kind
+from cloudsave.repository.head import REPOSITORY_OBJECT, read_head
 from cloudsave.repository.keys import Secret, key_id, new_recovery_key, open_slots, recipient_slot
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.log_objects import _encode_index, log_object_name, parse_log_object_name
@@ -34,7 +35,7 @@ from cloudsave.repository.manifests import decode_manifest, encode_manifest
 from cloudsave.repository.maps import decode_map_object
 from cloudsave.repository.packs import PackBuilder, Stretch, read_trailer
 from cloudsave.repository.plain import read_plain, write_plain
-from cloudsave.repository.repository import REPOSITORY_OBJECT, read_head
+from cloudsave.repository.tombs import condemned_in
 from cloudsave.store.api import ObjectInfo
 from cloudsave.store.memory import MemoryStore
 from tests.unit.engines.postgresql.test_format_control import control_file
@@ -126,7 +127,7 @@ def _origin(content: bytes) -> object:
 def _condemned(content: bytes) -> object:
     lineage = lineage_on(MemoryStore())
     lineage.store.put("tombs/1", [_resealed(content)])
-    return lineage.condemned()
+    return condemned_in(lineage)
 
 
 def _identity(content: bytes) -> object:

@@ -96,6 +96,11 @@ def product(waiting_server: BinlogCluster, tmp_path: Path) -> Iterator[Product]:
 
 
 def test_every_acknowledged_commit_is_stored_when_both_are_killed(product: Product) -> None:
+    if product.cluster.engine == "mariadb":
+        # It could not be told where its log ends while a commit waits: refused, not tried.
+        said = product.run("logs", "capture", "db", "--synchronous", status=2)
+        assert "cannot capture mariadb with --synchronous" in said
+        return
     cluster, chance = product.cluster, random.Random(7)
     acknowledged: list[bytes] = []
     for number in range(ROUNDS):

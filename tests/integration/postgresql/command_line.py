@@ -95,6 +95,10 @@ class Running:
         lines = self._out.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def statuses(self) -> list[dict[str, Any]]:
+        """Those of a capture that say how it is; alarms and notices have an `event`."""
+        return [event for event in self.events() if "event" not in event]
+
     def wait(self, *, timeout_seconds: float = COMMAND_SECONDS_MAX) -> Answer:
         """How it ended. Raises: subprocess.TimeoutExpired."""
         exit_code = self.process.wait(timeout=timeout_seconds)
@@ -333,4 +337,4 @@ class CommandLine:
 
 
 def _streams(capture: Running) -> bool:
-    return any(event["state"] == "streaming" for event in capture.events())
+    return any(event["state"] == "streaming" for event in capture.statuses())

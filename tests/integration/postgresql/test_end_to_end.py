@@ -208,7 +208,7 @@ def test_every_target_after_a_backup_under_load_and_a_crash(
             clients.wait_for(100)
         load.stop()
         user.catch_up()
-        errors = [event["last_error"] for event in capture.events() if event["last_error"]]
+        errors = [event["last_error"] for event in capture.statuses() if event["last_error"]]
         assert errors, "the crash went unseen: nothing was proved about reconnecting"
     ledger = Ledger.read(record)
     xid = next(one.xid for one in ledger.acknowledged() if one.sent > begun)

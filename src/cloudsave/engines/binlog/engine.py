@@ -11,7 +11,7 @@ from cloudsave.engines.binlog.connection import Session, connect, connect_option
 from cloudsave.engines.binlog.dialect import BinlogDialect
 from cloudsave.engines.binlog.findings import Rules, gather_findings
 from cloudsave.engines.binlog.log import BinlogLogSource, Flavour
-from cloudsave.errors import UnsuitableSettings
+from cloudsave.errors import UnsuitableSettings, UsageError
 from cloudsave.model.engine_facts import SlotState
 from cloudsave.model.finding import Finding
 from cloudsave.model.identity import SourceIdentity
@@ -68,7 +68,14 @@ class BinlogEngine:
         temporary: bool,  # noqa: ARG002
         synchronous: bool = False,
     ) -> LogSource:
-        """See `Engine.log_source`."""
+        """See `Engine.log_source`. Raises: UsageError where commits cannot be made to wait."""
+        if synchronous and not self._product.flavour.semi_sync_variable:
+            raise UsageError(
+                f"cannot capture {self._product.name} with --synchronous",
+                detail="While a commit waits for an answer, such a server tells nobody where its binlog ends."
+                " A capture that begins then would wait for ever, and all commits with it.",
+                hints=["capture without --synchronous: log is durable after rpo_seconds"],
+            )
         return self._log_source(slot, synchronous=synchronous)
 
     def slot_state(self, slot: str) -> SlotState:

@@ -48,8 +48,9 @@ class Flavour:
     What the server must know of a client that is sent its binlog; {uuid} is ours, {heartbeat} nanoseconds.
     """
     dump_flags: int
-    semi_sync_settings: str
-    semi_sync_variable: str
+    semi_sync_settings: str = ""
+    semi_sync_variable: str = ""
+    """Both empty: commits cannot be made to wait for us."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,11 @@ _FLAVOUR = Flavour(
         "@master_heartbeat_period = {heartbeat}",
     ),
     dump_flags=_SEND_ANNOTATE_ROWS,
-    semi_sync_settings="@rpl_semi_sync_slave = 1",
-    semi_sync_variable="rpl_semi_sync_master_enabled",
 )
+"""
+While a commit waits for an acknowledgement, MariaDB keeps everybody waiting who asks for the end of its
+binlog or for its files. A capture that begins then would never get to acknowledge anything (seen on 10.11).
+"""
 
 
 def _identity(session: Session) -> SourceIdentity:
