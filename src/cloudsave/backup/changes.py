@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,26 +92,33 @@ def changes_since(question: ChangeQuestion) -> ChangesTold:
     parent = question.parent
     if question.identity.page_checksums and not parent.page_checksums:
         raise MapRefused("page checksums were switched on since the parent")
+    path = _path_to(question)
+    _see_that_parent_is_before(parent, path, question.start)
     try:
-        path = _path_to(question)
-        _see_that_parent_is_before(parent, path, question.start)
-        try:
-            return ChangesTold(_by_log(question, path), Rung.LOG, "")
-        except MapRefused as refusal:
-            return ChangesTold(_by_source(question, path, str(refusal)), Rung.SUMMARIES, str(refusal))
+        return ChangesTold(_by_log(question, path), Rung.LOG, "")
+    except MapRefused as refusal:
+        return ChangesTold(_by_source(question, path, str(refusal)), Rung.SUMMARIES, str(refusal))
+
+
+@contextmanager
+def _unreadable_refused() -> Iterator[None]:
+    """Stored log, or its history, that is damaged or gone tells nothing."""
+    try:
+        yield
     except (IntegrityError, ObjectMissing) as error:
         raise MapRefused(f"the stored log cannot be read: {error.message}") from error
 
 
 def _path_to(question: ChangeQuestion) -> tuple[Stretch, ...]:
-    histories = question.lineage.histories()
-    ancestry = Ancestry({b: question.dialect.parse_history(raw) for b, raw in histories.items()})
-    return ancestry.lineage_of(question.start.branch)
+    with _unreadable_refused():
+        histories = question.lineage.histories()
+        ancestry = Ancestry({b: question.dialect.parse_history(raw) for b, raw in histories.items()})
+        return ancestry.lineage_of(question.start.branch)
 
 
 def _by_log(question: ChangeQuestion, path: tuple[Stretch, ...]) -> ChangedBlocks:
     lineage, parent = question.lineage, question.parent
-    try:
+    with _unreadable_refused():
         cover = Ledger(lineage.logs()).cover(path, parent.start.offset, question.start.offset)
         if not cover.complete:
             raise MapRefused(
@@ -118,8 +126,6 @@ def _by_log(question: ChangeQuestion, path: tuple[Stretch, ...]) -> ChangedBlock
                 f" {question.dialect.format_position(Position(cover.branch, cover.end))} on is not stored"
             )
         changed = _Collector(question, cover.extents).collect()
-    except (IntegrityError, ObjectMissing) as error:
-        raise MapRefused(f"the stored log cannot be read: {error.message}") from error
     if changed.everything:
         raise MapRefused("the log has records that may have changed anything, such as a minimal wal_level")
     return changed

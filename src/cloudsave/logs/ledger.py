@@ -46,10 +46,11 @@ def first_missing(ledger: Ledger, holes: Sequence[LogHole], path: Sequence[Stret
     names = list(ends)
     while cursor is not None:
         cover = ledger.cover(path, cursor, None)
+        holders = names[names.index(cover.branch) :]
         passed = [
             reach
             for hole in holes
-            if hole.branch in names[names.index(cover.branch) :]
+            if hole.branch in holders
             # What is lost of a branch behind the switch is not what the next branch has there.
             and hole.first <= cover.end < (reach := _least(hole.last, ends[hole.branch]))
         ]

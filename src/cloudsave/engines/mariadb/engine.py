@@ -8,15 +8,14 @@ from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.binlog.connection import Session
 from cloudsave.engines.binlog.engine import BinlogEngine, Product
 from cloudsave.engines.binlog.findings import Facts, Rules
+from cloudsave.engines.binlog.identity import identity_of, release_of
 from cloudsave.engines.binlog.log import Flavour
-from cloudsave.engines.binlog.position import LOG_FILE_BYTES
-from cloudsave.errors import UnsuitableSettings, UnsupportedVersion, UnusableUrl
+from cloudsave.errors import UnsuitableSettings, UnusableUrl
 from cloudsave.model.finding import Finding, Severity
-from cloudsave.model.identity import Role, SourceIdentity
+from cloudsave.model.identity import SourceIdentity
 
 NAME = "mariadb"
 VERSION_MIN = (10, 6)
-_VERSION_MIN_TEXT = ".".join(map(str, VERSION_MIN))
 _SEND_ANNOTATE_ROWS = 2
 _IDENTITY = (
     "SELECT @@gtid_domain_id, @@server_id, @@datadir, @@innodb_page_size, @@read_only, @@encrypt_binlog"
@@ -43,13 +42,7 @@ def _identity(session: Session) -> SourceIdentity:
             detail=f"It says that it is version {version}.",
             hints=["begin the source URL with mysql://"],
         )
-    number, _, _ = version.partition("-")
-    parts = tuple(int(part) for part in number.split("."))
-    if parts[:2] < VERSION_MIN:
-        raise UnsupportedVersion(
-            f"cannot protect MariaDB {parts[0]}.{parts[1]}",
-            detail=f"The server is version {version}; supported is {_VERSION_MIN_TEXT} and later.",
-        )
+    release = release_of("MariaDB", version, minimum=VERSION_MIN)
     domain, server, directory, page_bytes, read_only, encrypted = session.row(
         _IDENTITY, doing="read the server's identity"
     )
@@ -59,19 +52,13 @@ def _identity(session: Session) -> SourceIdentity:
             detail="encrypt_binlog is on: what the server sends has other positions than its files.",
             hints=["turn encrypt_binlog off; the repository encrypts all that it stores"],
         )
-    identifier = f"{domain}-{server}"
-    return SourceIdentity(
-        engine=NAME,
-        system_identifier=identifier,
-        version=number,
-        major=parts[0],
-        branch=identifier,
-        role=Role.REPLICA if read_only else Role.PRIMARY,
-        data_directory=directory,
+    return identity_of(
+        NAME,
+        f"{domain}-{server}",
+        release,
+        directory=directory,
         page_bytes=page_bytes,
-        log_file_bytes=LOG_FILE_BYTES,
-        page_checksums=True,
-        ragged_log=True,
+        read_only=bool(read_only),
     )
 
 

@@ -8,16 +8,15 @@ from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.binlog.connection import Session
 from cloudsave.engines.binlog.engine import BinlogEngine, Product
 from cloudsave.engines.binlog.findings import Facts, Rules
+from cloudsave.engines.binlog.identity import identity_of, release_of
 from cloudsave.engines.binlog.log import Flavour
-from cloudsave.engines.binlog.position import LOG_FILE_BYTES
-from cloudsave.errors import UnsupportedVersion, UnusableUrl
+from cloudsave.errors import UnusableUrl
 from cloudsave.model.finding import Finding, Severity
-from cloudsave.model.identity import Role, SourceIdentity
+from cloudsave.model.identity import SourceIdentity
 
 NAME = "mysql"
 VERSION_MIN = (8, 4)
 """Before it, the statements about replication have other names."""
-_VERSION_MIN_TEXT = ".".join(map(str, VERSION_MIN))
 _IDENTITY = "SELECT VERSION(), @@server_uuid, @@datadir, @@innodb_page_size, @@read_only"
 _FLAVOUR = Flavour(
     status_statement="SHOW BINARY LOG STATUS",
@@ -42,25 +41,9 @@ def _identity(session: Session) -> SourceIdentity:
             detail=f"It says that it is {version}.",
             hints=["begin the source URL with mariadb://"],
         )
-    number, _, _ = version.partition("-")
-    parts = tuple(int(part) for part in number.split("."))
-    if parts[:2] < VERSION_MIN:
-        raise UnsupportedVersion(
-            f"cannot protect MySQL {parts[0]}.{parts[1]}",
-            detail=f"The server is version {version}; supported is {_VERSION_MIN_TEXT} and later.",
-        )
-    return SourceIdentity(
-        engine=NAME,
-        system_identifier=uuid,
-        version=number,
-        major=parts[0],
-        branch=uuid,
-        role=Role.REPLICA if read_only else Role.PRIMARY,
-        data_directory=directory,
-        page_bytes=page_bytes,
-        log_file_bytes=LOG_FILE_BYTES,
-        page_checksums=True,
-        ragged_log=True,
+    release = release_of("MySQL", version, minimum=VERSION_MIN)
+    return identity_of(
+        NAME, uuid, release, directory=directory, page_bytes=page_bytes, read_only=bool(read_only)
     )
 
 
