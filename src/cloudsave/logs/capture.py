@@ -227,12 +227,12 @@ class Capture:
         )
         try:
             try:
-                return self._stream(head, step, resumer.prepare(step, self._ledger, overlap=True))
+                return self._stream(head, step, resumer.prepare(step, self._ledger))
             except LogRemoved:
                 if not step.resumed:
                     raise
             # Only the log before the frontier may be gone: that is durable.
-            return self._stream(head, step, resumer.prepare(step, self._ledger, overlap=False))
+            return self._stream(head, step, resumer.prepare(step, self._ledger, available=step.frontier))
         except LogRemoved as error:
             self._record_hole(head, step, error)
             return head

@@ -91,10 +91,11 @@ class Resumer:
         self._window_size = window_size
         self._skips = identity.log_file_bytes if identity.ragged_log else None
 
-    def prepare(self, step: Step, ledger: Ledger, *, overlap: bool) -> Resume:
+    def prepare(self, step: Step, ledger: Ledger, *, available: int = 0) -> Resume:
         """
-        Make `step` ready. `overlap`: ask for log before the frontier again and compare it; without it (the
-        server has recycled that log) the indexer still checks that records continue what is stored.
+        Make `step` ready: log before the frontier is asked for again and compared, but for what is before
+        `available`, which the server has recycled. Where nothing is left of it, the indexer still checks that
+        records continue what is stored.
         """
         if not step.resumed:
             begin = file_begin(step.frontier, self._identity.log_file_bytes)
@@ -107,21 +108,18 @@ class Resumer:
         compare_from = boundary
         if not self._identity.ragged_log:
             compare_from = max(range_begin, (boundary - OVERLAP_BYTES) // _PAGE_BYTES * _PAGE_BYTES)
-        at = compare_from if overlap else boundary
+        compare_from = min(max(compare_from, available), step.frontier)
+        at = min(compare_from, boundary)
         indexer, known = self._indexer(step.branch, boundary), []
         for part in self._stored(step, ledger, at):
             if at + len(part) > boundary:
                 indexer.feed(part[max(0, boundary - at) :])
-            if overlap:
-                known.append(part)
+            known.append(part[max(0, compare_from - at) :])
             at += len(part)
         indexer.take()
         start = WriterStart(step.branch, step.frontier, indexer, self._window(step, ledger, range_begin))
-        if not overlap:
-            nothing = Overlap(step.branch, step.frontier, step.frontier, b"")
-            return Resume(step.frontier, nothing, start, self._skips)
-        overlapping = Overlap(step.branch, compare_from, step.frontier, b"".join(known))
-        return Resume(compare_from, overlapping, start, self._skips)
+        overlap = Overlap(step.branch, compare_from, step.frontier, b"".join(known))
+        return Resume(compare_from, overlap, start, self._skips)
 
     def _indexer(self, branch: str, offset: int) -> LogIndexer:
         return self._dialect.indexer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cloudsave.clock import SYSTEM_CLOCK
@@ -123,7 +125,7 @@ def test_log_must_name_the_last_stored_record_where_nothing_can_be_compared() ->
     resumer = Resumer(lineage, PostgresDialect(), IDENTITY, window_size=SEGMENT_BYTES)
     step = Step(BRANCH, BEGIN, None, resumed=True)
     for log, sound in ((LOG, True), (other, False)):
-        resume = resumer.prepare(step, Ledger(lineage.logs()), overlap=False)
+        resume = resumer.prepare(step, Ledger(lineage.logs()), available=BEGIN)
         indexer = resume.start.indexer
         new = bytes(log.log[BEGIN - LOG.start :])
         if sound:
@@ -137,6 +139,26 @@ def test_log_must_name_the_last_stored_record_where_nothing_can_be_compared() ->
             )
             alone.feed(new)
             assert alone.take().commits, "nothing is wrong with the other log in itself"
+
+
+def recycled(log: WalWriter, oldest: int, role: Role) -> LogAtHand:
+    """Files of a server that has no log before `oldest` any more."""
+
+    def read(begin: Position, end: int) -> bytes:
+        return b"" if begin.offset < oldest else bytes(log.log[begin.offset - LOG.start : end - LOG.start])
+
+    return LogAtHand(replace(IDENTITY, role=role), read)
+
+
+def test_the_newest_log_is_taken_from_a_primary_that_has_recycled_older_files() -> None:
+    lineage, before = filled_up()
+    assert not tail(lineage, LOG.end, recycled(LOG, BEGIN, Role.REPLICA), begin=LOG.start)
+    assert not tail(lineage, LOG.end, recycled(LOG, BEGIN + 8, Role.PRIMARY), begin=LOG.start)
+    other = other_log()
+    assert not tail(lineage, other.end, recycled(other, BEGIN, Role.PRIMARY), begin=LOG.start)
+    assert len(lineage.logs()) == before
+    assert tail(lineage, LOG.end, recycled(LOG, BEGIN, Role.PRIMARY), begin=LOG.start)
+    assert stored(lineage, BEGIN, LOG.end) == bytes(LOG.log[BEGIN - LOG.start : LOG.end - LOG.start])
 
 
 def test_other_log_than_the_stored_one_is_a_conflict() -> None:
