@@ -16,7 +16,6 @@ import hashlib
 import os
 import pwd
 import shutil
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from cloudsave.recovery.delta import (
     tablespaces_as_they_are,
 )
 from cloudsave.recovery.durable import sync_directory, sync_file_systems
+from cloudsave.recovery.file_sink import FileSink
 from cloudsave.recovery.journal import (
     JOURNAL_NAME,
     LEFT_BEFORE_BEGIN,
@@ -62,10 +62,6 @@ WAITING_WORKERS = 1
 """Threads beyond those that compute, since each waits for the disk now and then."""
 SPACE_RESERVE_BYTES = 64 << 20
 """Left free on each file system beyond the files themselves."""
-DIRECT_BYTES_MIN = 64 << 10
-"""Writes of at least this size go around the page cache: a third of the CPU, and production's cache stays."""
-DIRECT_UNIT_BYTES = 4096
-"""What such a write must be a multiple of, in memory, in the file and in length."""
 DEFAULT_OWNER = "postgres"
 NO_RECOVERY = "none"
 
@@ -411,10 +407,8 @@ class _FileRestore:
         }
         self._roots = {*layout.roots(), layout.config_directory}
         self._made: set[Path] = set()
-        self._lock = threading.Lock()
-        self._direct = True
-        """Whether the file system takes writes around the page cache; found by trying."""
-        self.bytes_written = 0
+        self._sink = FileSink(self._paths)
+        self._bytes_put = 0
         self.bytes_kept = 0
 
     def execute(
@@ -450,14 +444,17 @@ class _FileRestore:
     ) -> None:
         total = sum(entry.size_bytes for entry in self._files) if stale is None else stale.bytes_stale
         self._progress.begin("restore files", bytes_total=total)
-        self._reader.read_all(
-            self._write,
-            workers=workers,
-            skip_packs=skip_packs,
-            stale=stale,
-            pack_done=pack_done or _note_nothing,
-            advance=self._progress.advance,
-        )
+        try:
+            self._reader.read_all(
+                self._write,
+                workers=workers,
+                skip_packs=skip_packs,
+                stale=stale,
+                pack_done=pack_done or _note_nothing,
+                advance=self._progress.advance,
+            )
+        finally:
+            self._sink.close()
         sync_file_systems([*self._layout.roots(), self._layout.config_directory])
         for index in sorted(self._held_back):
             if self._files[index].path in CONTROL_FILES:
@@ -469,31 +466,14 @@ class _FileRestore:
             if entry.kind is ItemKind.FILE and index not in self._held_back:
                 yield index, entry
 
-    def _write(self, file_index: int, offset: int, data: memoryview) -> None:
-        if file_index in self._held_back:
-            return
-        with self._lock:
-            self.bytes_written += len(data)
-        if self._direct and len(data) >= DIRECT_BYTES_MIN and len(data) % DIRECT_UNIT_BYTES == 0:
-            try:
-                self._write_with(os.O_DIRECT, file_index, offset, data)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                self._direct = False
-            else:
-                return
-        self._write_with(0, file_index, offset, data)
+    @property
+    def bytes_written(self) -> int:
+        """So far, with the control files."""
+        return self._sink.bytes_written + self._bytes_put
 
-    def _write_with(self, flags: int, file_index: int, offset: int, data: memoryview) -> None:
-        flags |= os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self._paths[file_index], flags)
-        try:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(descriptor, data[written:], offset + written)
-        finally:
-            os.close(descriptor)
+    def _write(self, file_index: int, offset: int, data: memoryview) -> None:
+        if file_index not in self._held_back:
+            self._sink.write(file_index, offset, data)
 
     def _make_directories(self) -> None:
         for root in self._layout.roots():
@@ -561,7 +541,7 @@ class _FileRestore:
             os.close(descriptor)
         os.replace(new, path)
         sync_directory(os.path.dirname(path))
-        self.bytes_written += len(content)
+        self._bytes_put += len(content)
 
 
 def _note_nothing(pack: str) -> None:

@@ -324,7 +324,7 @@ class _Run:
         """Hand out all that is in a stretch."""
         opener = self._openers[self._reader.pack_name(stretch.pack)]
         scratch, opened = scratch_of_thread(), -1
-        plain = memoryview(b"")
+        plain, done = memoryview(b""), 0
         for _, number, offset, _, file, block, count, within in stretch.places.tolist():
             if offset != opened:
                 plain = opener.open_into(content[offset - stretch.begin :], number=number, scratch=scratch)
@@ -334,7 +334,8 @@ class _Run:
                 length = min((last - first) * BLOCK_BYTES, self._sizes[file] - begin)
                 at = within + first * BLOCK_BYTES
                 self._write(file, begin, plain[at : at + length])
-                self._advance(length)
+                done += length
+        self._advance(done)
         with self._lock:
             left = self._left.get(stretch.pack, stretch.last_of_pack) - 1
             self._left[stretch.pack] = left
