@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,7 +41,7 @@ from cloudsave.repository.container import (
     parse_footer,
 )
 from cloudsave.repository.crypto import LineageKeys
-from cloudsave.repository.maps import FRAME_TYPE, Fingerprints
+from cloudsave.repository.maps import BLOCK_BYTES, FRAME_TYPE, Fingerprints
 from cloudsave.store.api import Buffer, ObjectStore
 
 PACK_BYTES_TARGET = 32 << 20
@@ -135,11 +136,21 @@ def frame_table(frames: list[FrameRef], *, pack: int) -> npt.NDArray[np.void]:
 
 @dataclass(frozen=True, slots=True)
 class PackTrailer:
-    """What a stored pack says of itself."""
+    """What a stored pack says of itself. An entry's blocks lie within its frame."""
 
     frames: npt.NDArray[np.void]
-    stretches: tuple[tuple[int, Stretch], ...]
-    """(index of the frame, blocks in it)."""
+    paths: tuple[str, ...]
+    entries: npt.NDArray[np.void]
+    fingerprints: Fingerprints
+    """Of all blocks, in the order of the entries."""
+
+    def stretches(self) -> Iterator[tuple[int, Stretch]]:
+        """(index of the frame, blocks in it), one entry after the other."""
+        begin = 0
+        for path, frame, block, count, frame_offset in self.entries.tolist():
+            prints = self.fingerprints[begin : begin + count]
+            begin += count
+            yield frame, Stretch(self.paths[path], block, count, frame_offset, prints)
 
 
 def read_trailer(keys: LineageKeys, store: ObjectStore, name: str, size_bytes: int) -> PackTrailer:
@@ -182,9 +193,10 @@ def _parse_trailer(plain: bytes) -> PackTrailer:
     entries = np.frombuffer(plain, ENTRY_TYPE, entry_count, offset)
     offset += entries.nbytes
     offset += -offset % 8
-    stretches = []
-    for path, frame, block, count, frame_offset in entries.tolist():
-        fingerprints = np.frombuffer(plain, "<u8", count, offset)
-        offset += fingerprints.nbytes
-        stretches.append((frame, Stretch(paths[path], block, count, frame_offset, fingerprints)))
-    return PackTrailer(frames, tuple(stretches))
+    fingerprints = np.frombuffer(plain, "<u8", int(entries["count"].sum(dtype=np.uint64)), offset)
+    if bool((entries["path"] >= path_count).any()):
+        raise ValueError("an entry names no path")
+    ends = entries["offset"] + entries["count"].astype(np.uint64) * BLOCK_BYTES
+    if bool((ends > frames["plain"][entries["frame"]]).any()):
+        raise ValueError("an entry reaches beyond its frame")
+    return PackTrailer(frames, tuple(paths), entries, fingerprints)

@@ -18,8 +18,10 @@ from cloudsave.repository.parallel import map_ahead
 
 READS_AT_ONCE = 16
 """Limit: trailers that are read at the same time."""
-PACKS_CACHED_MAX = 128
-"""Limit: packs of which this is kept at once, 16 bytes for each of their blocks (about 50 MB in all)."""
+PACKS_AHEAD_MAX = 128
+"""Limit: trailers that are read ahead of their use."""
+BLOCKS_CACHED_MAX = 3 << 20
+"""Limit: blocks of which this is kept at once, 16 bytes for each (48 MiB)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class _Frame:
 class _Pack:
     paths: dict[str, int]
     frames: dict[int, _Frame]
+    blocks: int
 
 
 class StoredPrints:
@@ -56,6 +59,7 @@ class StoredPrints:
         self._lineage = lineage
         self.sizes = sizes
         self._packs: OrderedDict[str, _Pack] = OrderedDict()
+        self._blocks = 0
 
     def find(
         self,
@@ -86,35 +90,43 @@ class StoredPrints:
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Read the trailers of packs at once that will be asked for next."""
-        missing = [name for name in names if name not in self._packs][:PACKS_CACHED_MAX]
+        missing = [name for name in names if name not in self._packs][:PACKS_AHEAD_MAX]
         for name, pack in zip(missing, map_ahead(self._read, missing, in_flight=READS_AT_ONCE), strict=True):
-            self._packs[name] = pack
-        while len(self._packs) > PACKS_CACHED_MAX:
-            self._packs.popitem(last=False)
+            self._keep(name, pack)
 
     def _pack(self, name: str) -> _Pack:
         if name not in self._packs:
-            self._packs[name] = self._read(name)
-            if len(self._packs) > PACKS_CACHED_MAX:
-                self._packs.popitem(last=False)
+            self._keep(name, self._read(name))
         self._packs.move_to_end(name)
         return self._packs[name]
 
+    def _keep(self, name: str, pack: _Pack) -> None:
+        self._packs[name] = pack
+        self._blocks += pack.blocks
+        while self._blocks > BLOCKS_CACHED_MAX and len(self._packs) > 1:
+            self._blocks -= self._packs.popitem(last=False)[1].blocks
+
     def _read(self, name: str) -> _Pack:
-        pack = _Pack({}, {})
         try:
             trailer = read_trailer(self._lineage.keys, self._lineage.store, name, self.sizes.get(name, 0))
         except (IntegrityError, ObjectMissing):
-            return pack
-        numbers = trailer.frames["number"].tolist()
-        for number, size in zip(numbers, trailer.frames["plain"].tolist(), strict=True):
-            blocks = size // BLOCK_BYTES
-            nothing = np.full(blocks, -1, np.int32)
-            pack.frames[number] = _Frame(np.zeros(blocks, np.uint64), nothing, np.zeros(blocks, np.uint32))
-        for index, stretch in trailer.stretches:
-            frame, begin = pack.frames[numbers[index]], stretch.frame_offset // BLOCK_BYTES
-            span = slice(begin, begin + stretch.count)
-            frame.prints[span] = stretch.fingerprints
-            frame.path[span] = pack.paths.setdefault(stretch.path, len(pack.paths))
-            frame.block[span] = np.arange(stretch.block, stretch.block + stretch.count)
-        return pack
+            return _Pack({}, {}, 0)
+        ends = np.cumsum(trailer.frames["plain"].astype(np.int64) // BLOCK_BYTES)
+        begins = np.concatenate(([0], ends))
+        blocks, entries = int(begins[-1]), trailer.entries
+        counts = entries["count"].astype(np.int64)
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        at = np.repeat(begins[entries["frame"]] + entries["offset"] // BLOCK_BYTES, counts) + within
+        prints = np.zeros(blocks, np.uint64)
+        path = np.full(blocks, -1, np.int32)
+        block = np.zeros(blocks, np.uint32)
+        prints[at] = trailer.fingerprints
+        path[at] = np.repeat(entries["path"], counts)
+        block[at] = np.repeat(entries["block"], counts) + within
+        frames = {
+            number: _Frame(prints[begin:end], path[begin:end], block[begin:end])
+            for number, begin, end in zip(
+                trailer.frames["number"].tolist(), begins[:-1].tolist(), ends.tolist(), strict=True
+            )
+        }
+        return _Pack({one: index for index, one in enumerate(trailer.paths)}, frames, blocks)

@@ -253,7 +253,7 @@ class Priors:
                     raise
                 continue
             references = [FrameRef(*row[1:]) for row in trailer.frames.tolist()]
-            for frame, stretch in trailer.stretches:
+            for frame, stretch in trailer.stretches():
                 self._adopted.setdefault(stretch.path, _Adopted()).stretches.append(
                     (name, references[frame], stretch)
                 )

@@ -1,7 +1,8 @@
-"""Stretches of many files, in any order and from several threads, are where they belong, and no file stays open."""
+"""Stretches of many files, in any order, from several threads, are where they belong; no file stays open."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ def test_stretches_of_more_files_than_stay_open_are_all_written(tmp_path: Path) 
     paths = files_of_zeros(tmp_path, 2 * OPEN_FILES_MAX)
     contents = [random.Random(number).randbytes(FILE_BYTES) for number in range(len(paths))]
     cuts = [0, 100, 8192, 8192 + DIRECT_BYTES_MIN, FILE_BYTES - 8, FILE_BYTES]
-    pieces = [(n, a, b) for n in range(len(paths)) for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [(n, a, b) for n in range(len(paths)) for a, b in itertools.pairwise(cuts)]
     random.Random(1).shuffle(pieces)
     sink, before = FileSink(paths), open_files()
     with ThreadPoolExecutor(3) as pool:

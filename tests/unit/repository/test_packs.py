@@ -47,7 +47,7 @@ def test_a_trailer_tells_all_that_was_added(frames: list[list[tuple[str, int, in
     size = pack.put(store)
     found = read_trailer(lineage_on(store).keys, store, "00000001-00000000", size)
     assert [
-        (n, s.path, s.block, s.count, s.frame_offset, s.fingerprints.tolist()) for n, s in found.stretches
+        (n, s.path, s.block, s.count, s.frame_offset, s.fingerprints.tolist()) for n, s in found.stretches()
     ] == expected
     assert found.frames["plain"].tolist() == [
         BLOCK * sum(d[2] for d in descriptions) for descriptions in frames
@@ -61,7 +61,7 @@ def test_a_path_that_is_not_utf8_is_kept() -> None:
     pack.add(bytes(BLOCK), [Stretch("a\udcff", 0, 1, 0, np.ones(1, np.uint64))], proof=True)
     size = pack.put(store)
     found = read_trailer(lineage_on(store).keys, store, "00000001-00000000", size)
-    assert found.stretches[0][1].path == "a\udcff"
+    assert found.paths == ("a\udcff",)
 
 
 def test_pages_that_compress_to_nothing_still_fill_a_pack() -> None:
