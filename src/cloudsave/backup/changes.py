@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import EngineError, IntegrityError, ObjectMissing
 from cloudsave.model.changes import ChangedBlocks
 from cloudsave.model.history import Ancestry

@@ -25,7 +25,8 @@ from cloudsave.backup.changes import (
 )
 from cloudsave.backup.plan import BackupPlan
 from cloudsave.clock import Clock
-from cloudsave.engines.api import BackupSource, Dialect
+from cloudsave.engines.api import BackupSource
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import BackupInvalidated, BackupNotCovered, ForeignSystem, IntegrityError
 from cloudsave.model.engine_facts import BackupStart, BackupStop, LogAtHand
 from cloudsave.model.manifest import BackupStatistics, ChangeDetection, Manifest, Rung

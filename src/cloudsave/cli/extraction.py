@@ -10,7 +10,7 @@ from typing import Any
 from cloudsave.cli.formats import format_size
 from cloudsave.cli.frame import CommandContext
 from cloudsave.config.redact import holds_secret
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.engines.registry import extractor, restore_target
 from cloudsave.errors import SecretInline, UsageError
 from cloudsave.model.extract import DumpFormat, Selection

@@ -19,7 +19,7 @@ from cloudsave.cli.invocation import invocation_of
 from cloudsave.cli.live_limits import followed
 from cloudsave.cli.output import Column
 from cloudsave.cli.watching import watched
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.engines.registry import dialect
 from cloudsave.errors import ExitCode, IntegrityError, LogNotInArchive, UsageError
 from cloudsave.logs.archive import fetch as fetch_file

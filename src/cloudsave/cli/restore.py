@@ -16,7 +16,7 @@ from cloudsave.cli.formats import format_size
 from cloudsave.cli.frame import Command, CommandContext, source_argument, with_context
 from cloudsave.cli.live_limits import followed
 from cloudsave.cli.times import parse_instant
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.engines.registry import collation_inspector, dialect, directory_inspector, restore_target
 from cloudsave.errors import EngineError, ExitCode, UsageError
 from cloudsave.model.log import instant_from_us

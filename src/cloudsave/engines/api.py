@@ -5,9 +5,9 @@ The seam of engines: they answer questions and yield bytes; the flow owns the li
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.model.engine_facts import (
     BackupStart,
     BackupStop,
@@ -19,10 +19,8 @@ from cloudsave.model.engine_facts import (
     SlotState,
 )
 from cloudsave.model.finding import Finding
-from cloudsave.model.history import BranchPoint
 from cloudsave.model.identity import SourceIdentity
 from cloudsave.model.item import Piece
-from cloudsave.model.log import LogIndex
 from cloudsave.model.position import Position
 
 
@@ -64,16 +62,6 @@ class LogSource(Protocol):
         """Leave the connection; the slot stays. Never raises."""
 
 
-class LogIndexer(Protocol):
-    """Reads consecutive log bytes and says what is in them."""
-
-    def feed(self, data: bytes | memoryview) -> None:
-        """The next bytes. Raises: IntegrityError where they are not valid log."""
-
-    def take(self) -> LogIndex:
-        """What the bytes since the last `take` contained; offsets absolute. `complete_until_us` is left 0."""
-
-
 class RestoreTarget(Protocol):
     """
     A restored data directory that becomes a server. Order: configure, start, await_target, then promote or
@@ -97,35 +85,6 @@ class RestoreTarget(Protocol):
 
     def connection_url(self) -> str:
         """The URL by which the server, once started, can be connected to."""
-
-
-class Dialect(Protocol):
-    """What an engine knows without a server: its formats."""
-
-    name: str
-
-    def parse_position(self, text: str, *, branch: str) -> int:
-        """An offset from its text form. Raises: UsageError."""
-
-    def format_position(self, position: Position) -> str:
-        """The text form that the engine's own tools print."""
-
-    def parse_history(self, content: bytes) -> tuple[BranchPoint, ...]:
-        """A raw history file. Raises: IntegrityError."""
-
-    def indexer(self, start: Position, *, log_file_bytes: int, system_identifier: str) -> LogIndexer:
-        """An indexer for the log from `start` (a record boundary or the start of a log file)."""
-
-    def log_file_name(self, branch: str, offset: int, *, log_file_bytes: int) -> str:
-        """The name of the log file that holds `offset`."""
-
-    def parse_log_file_name(self, name: str, *, log_file_bytes: int) -> Position | None:
-        """The begin of the log file called `name`; None where it is none's name."""
-
-    def check_replay(
-        self, log: bytes | bytearray, *, until: int, log_file_bytes: int, directory: Path
-    ) -> None:
-        """Raises: TargetDirectoryInUse where replay up to `until` would write where something else does."""
 
 
 class Engine(Protocol):

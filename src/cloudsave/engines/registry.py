@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from cloudsave.errors import UnusableUrl
 
 if TYPE_CHECKING:
-    from cloudsave.engines.api import Dialect, Engine, RestoreTarget
+    from cloudsave.engines.api import Engine, RestoreTarget
     from cloudsave.engines.collation_api import CollationInspector
+    from cloudsave.engines.dialect_api import Dialect
     from cloudsave.engines.directory_api import DirectoryInspector
     from cloudsave.engines.extract_api import Extractor
     from cloudsave.engines.search_api import LogSearch

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from cloudsave.clock import Clock
-from cloudsave.engines.api import Dialect, LogSource
+from cloudsave.engines.api import LogSource
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import BackupLogLost, BackupNotCovered
 from cloudsave.logs.capture import run_capture
 from cloudsave.logs.ledger import lost_within, unrecorded_gaps

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 from contextlib import closing
 
-from cloudsave.engines.api import Dialect, LogSource
+from cloudsave.engines.api import LogSource
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import EngineError, EngineUnavailable, LogRemoved
 from cloudsave.logs.ledger import file_begin
 from cloudsave.logs.writer import LogArchive

@@ -21,7 +21,8 @@ from contextlib import closing
 from dataclasses import replace
 
 from cloudsave.clock import Clock
-from cloudsave.engines.api import Dialect, LogSource
+from cloudsave.engines.api import LogSource
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import (
     CaptureRunning,
     CloudsaveError,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cloudsave.engines.api import Dialect, LogIndexer
+from cloudsave.engines.dialect_api import Dialect, LogIndexer
 from cloudsave.errors import IntegrityError, LogConflict, LogDamaged
 from cloudsave.logs.ledger import Step, file_begin
 from cloudsave.logs.writer import LogArchive, Window, WriterStart

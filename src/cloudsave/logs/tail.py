@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cloudsave.clock import Clock
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import LogConflict, LogDamaged, SourceUnreadable
 from cloudsave.logs.ledger import Step, file_begin
 from cloudsave.logs.resume import Resume, Resumer

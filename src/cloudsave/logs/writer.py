@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cloudsave.engines.api import LogIndexer
+from cloudsave.engines.dialect_api import LogIndexer
 from cloudsave.logs.status import CaptureOptions
 from cloudsave.model.changes import LogChanges, sorted_changes
 from cloudsave.model.log import Commits, LogHole, LogIndex, LogSegment

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cloudsave.clock import Clock
-from cloudsave.engines.api import Dialect, RestoreTarget
+from cloudsave.engines.api import RestoreTarget
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import (
     CloudsaveError,
     RecoveryError,

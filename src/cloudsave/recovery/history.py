@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import IntegrityError, TargetUnreachable, UnknownBackup
 from cloudsave.model.history import FIRST_BRANCH, Ancestry
 from cloudsave.model.item import ItemKind

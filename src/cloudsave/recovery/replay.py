@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.model.ledger import Extent, Stretch
 from cloudsave.model.log import LogSegment
 from cloudsave.recovery.plan import RecoveryPlan

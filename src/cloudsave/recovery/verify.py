@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import IntegrityError, ObjectMissing, UnknownBackup
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.model.history import FIRST_BRANCH, Ancestry

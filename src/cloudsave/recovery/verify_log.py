@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import IntegrityError
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.model.ledger import Ledger, read_extents

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, TypeVar
 
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import IntegrityError, ObjectMissing
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.repository.container import Kind

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from functools import partial
 
-from cloudsave.engines.api import Dialect
+from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import IntegrityError, UnknownBackup
 from cloudsave.model.history import FIRST_BRANCH, Ancestry
 from cloudsave.model.ledger import Ledger

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloudsave.engines.api import LogIndexer
 from cloudsave.engines.binlog.indexer import BinlogIndexer
 from cloudsave.engines.binlog.position import (
     format_offset,
     number_of,
     parse_offset,
 )
+from cloudsave.engines.dialect_api import LogIndexer
 from cloudsave.errors import UsageError
 from cloudsave.model.history import BranchPoint
 from cloudsave.model.position import Position

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from cloudsave.engines.api import LogIndexer
+from cloudsave.engines.dialect_api import LogIndexer
 from cloudsave.engines.postgresql.format_tablespace import tablespaces_made
 from cloudsave.engines.postgresql.format_wal import (
     WalIndexer,
