@@ -303,7 +303,7 @@ def _draft(plan: BackupPlan, begun: BackupStart, stop: BackupStop, facts: _Facts
         page_bytes=identity.page_bytes,
         page_checksums=identity.page_checksums,
         tablespaces=dict(begun.tablespaces),
-        settings=dict(begun.settings),
+        settings={**begun.settings, **stop.settings},
         packs=(),
         maps=(),
         files=(),

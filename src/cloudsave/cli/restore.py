@@ -68,8 +68,8 @@ class _Parts:
     help="DIR may be a data directory of the same server: keep what is right, remove what is too much.",
 )
 @click.option("--time", metavar="TIME", help="The state at that time, with its zone (RFC 3339).")
-@click.option("--position", metavar="LSN", help="The state at that position of the log.")
-@click.option("--transaction", type=int, metavar="XID", help="The state after that transaction.")
+@click.option("--position", metavar="POS", help="The state at that position of the log (LSN, file:place).")
+@click.option("--transaction", metavar="ID", help="The state after that transaction (XID, GTID).")
 @click.option("--name", "name_of_point", metavar="POINT", help="The state at that named restore point.")
 @click.option("--latest", is_flag=True, help="The last state that is stored (the default).")
 @click.option("--immediate", is_flag=True, help="The state at the end of the base backup.")
@@ -197,7 +197,7 @@ def _target(context: CommandContext, formats: Dialect, given: dict[str, Any]) ->
         kind,
         time=time,
         position=position,
-        transaction=given["transaction"],
+        transaction=formats.parse_transaction(given["transaction"]) if given["transaction"] else None,
         name=given["name_of_point"],
         inclusive=not given["exclusive"],
         branch=branch,

@@ -34,6 +34,12 @@ class Dialect(Protocol):
     def parse_history(self, content: bytes) -> tuple[BranchPoint, ...]:
         """A raw history file. Raises: IntegrityError."""
 
+    def first_branch(self, system_identifier: str) -> str:
+        """The branch of a system that has no history."""
+
+    def parse_transaction(self, text: str) -> int:
+        """The number by which the index knows a transaction. Raises: UsageError."""
+
     def indexer(self, start: Position, *, log_file_bytes: int, system_identifier: str) -> LogIndexer:
         """An indexer for the log from `start` (a record boundary or the start of a log file)."""
 

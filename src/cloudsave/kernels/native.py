@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-ABI = 3
+ABI = 4
 """Version of the functions' signatures and structures, the same as CS_ABI in kernels.c."""
 LIBRARY_PATTERN = "libcloudsave_kernels*.so"
 CHOICE_VARIABLE = "CLOUDSAVE_KERNELS"
@@ -71,6 +71,7 @@ _SIGNATURES: Final = {
     "cs_crc32c": (_U32, [_U32, _POINTER, _SIZE]),
     "cs_crc32c_by_table": (_U32, [_U32, _POINTER, _SIZE]),
     "cs_pg_page_check": (None, [_POINTER, _SIZE, _SIZE, _U32, _U32, _POINTER, _POINTER]),
+    "cs_innodb_check": (None, [_POINTER, _SIZE, _SIZE, _U32, _POINTER]),
     "cs_fingerprint": (None, [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER]),
     "cs_fingerprint_plain": (None, [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER]),
     "cs_wal_walk": (
@@ -125,6 +126,7 @@ class NativeKernels:
         self.crc32c = library.cs_crc32c
         self.crc32c_by_table = library.cs_crc32c_by_table
         self.pg_page_check = library.cs_pg_page_check
+        self.innodb_check = library.cs_innodb_check
         self.fingerprint = library.cs_fingerprint
         self.fingerprint_plain = library.cs_fingerprint_plain
         self.wal_walk = library.cs_wal_walk

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -62,6 +62,8 @@ class BackupStop:
     late_files: tuple[LateFile, ...]
     corrupt_pages: tuple[CorruptPage, ...]
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What is known only now of what a restore needs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ def read_history(lineage: Lineage, dialect: Dialect) -> History:
         holes=_known_holes(lineage),
         unreadable=tuple(unreadable),
         unreadable_branches=tuple(sorted(set(lineage.branches_with_history()) - set(histories))),
+        first_branch=dialect.first_branch(lineage.id.partition("-")[2]),
         position_text=dialect.format_position,
     )
 

@@ -260,8 +260,6 @@ def _matches(reach: Reach) -> tuple[list[Commit | RestorePoint], list[Commit | R
     target = reach.target
     found: dict[int, Commit | RestorePoint] = {}
     early: dict[int, Commit | RestorePoint] = {}
-    # The log has 32 bits of a transaction id; pg_current_xact_id() shows the epoch above them.
-    wanted = None if target.transaction is None else target.transaction & 0xFFFFFFFF
     searched = -1
     for backup, log in reversed(list(reach.covered())):
         begin = max(backup.start.offset, searched)
@@ -274,7 +272,7 @@ def _matches(reach: Reach) -> tuple[list[Commit | RestorePoint], list[Commit | R
             records = (
                 one
                 for one in log.commits(begin, wanted=lambda extent: extent.segment.commit_last_us != 0)
-                if one.transaction == wanted
+                if one.transaction == target.transaction
             )
         for one in records:
             (found if one.offset >= backup.stop.offset or one.offset in found else early)[one.offset] = one

@@ -22,7 +22,7 @@ import numpy as np
 from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import IntegrityError, ObjectMissing, UnknownBackup
 from cloudsave.model.finding import Finding, Severity
-from cloudsave.model.history import FIRST_BRANCH, Ancestry
+from cloudsave.model.history import Ancestry
 from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogHole, LogSegment
 from cloudsave.model.manifest import Manifest
@@ -355,8 +355,9 @@ class _Verification:
     def _continuity(self, ledger: Ledger, ancestry: Ancestry) -> Iterator[Finding]:
         """Holes on each branch; one that capture did not record means that stored log was lost."""
         recorded = self._known_holes()
+        first_branch = self._dialect.first_branch(self._lineage.id.partition("-")[2])
         for branch in ledger.branches():
-            if branch not in ancestry.ancestors and branch != FIRST_BRANCH:
+            if branch not in ancestry.ancestors and branch != first_branch:
                 yield Finding(
                     Severity.PROBLEM,
                     f"branch {branch}",

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cloudsave.errors import UnknownBackup, UsageError
-from cloudsave.model.history import FIRST_BRANCH
 from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogSegment
 from cloudsave.model.retention import RetentionRules, StoredBackup, Verdict
@@ -77,7 +76,7 @@ def plan_expiry(reader: HistoryReader, rules: RetentionRules, *, remove: Sequenc
         )
     history = replace(stored.history, backups=left)
     decision = decide(rules, history)
-    log = decide_log(history, decision, first_branch=FIRST_BRANCH) if rules.any else ()
+    log = decide_log(history, decision, first_branch=reader.first_branch) if rules.any else ()
     verdicts = sorted([*decision.verdicts, *given_up], key=lambda one: one.backup_id)
     unreadable = tuple(name for name in stored.unreadable if name not in remove)
     return ExpiryPlan(rules, tuple(verdicts), log, unreadable, stored.unfinished)
@@ -162,7 +161,7 @@ class _LogRemoval:
         stored = self._reader.read()
         decision = decide(self._rules, stored.history)
         staying = replace(decision, verdicts=tuple(replace(one, keep=True) for one in decision.verdicts))
-        unneeded = decide_log(stored.history, staying, first_branch=FIRST_BRANCH)
+        unneeded = decide_log(stored.history, staying, first_branch=self._reader.first_branch)
         waits = bool(unneeded) and bool(stored.unfinished or stored.unreadable)
         return ((), True) if waits else (unneeded, False)
 

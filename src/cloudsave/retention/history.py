@@ -8,7 +8,7 @@ from functools import partial
 
 from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import IntegrityError, UnknownBackup
-from cloudsave.model.history import FIRST_BRANCH, Ancestry
+from cloudsave.model.history import Ancestry
 from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import LogSegment, us_from_instant
 from cloudsave.model.manifest import Manifest
@@ -75,7 +75,7 @@ class HistoryReader:
             replace(
                 one.backup,
                 reached_us=_reached_us(one.backup, segments, ancestry),
-                trouble=_trouble(one, ledger, ancestry),
+                trouble=self._trouble(one, ledger, ancestry),
                 proved=name in proved,
                 holds=tuple(held.get(name, ())),
                 children=tuple(children.get(name, ())),
@@ -91,10 +91,28 @@ class HistoryReader:
             unfinished=tuple(pins),
         )
 
+    @property
+    def first_branch(self) -> str:
+        """The branch that has no history."""
+        return self.dialect.first_branch(self.lineage.id.partition("-")[2])
+
     def ancestry(self) -> Ancestry:
         """The family tree of branches. Raises: IntegrityError."""
         histories = self.lineage.histories()
         return Ancestry({name: self.dialect.parse_history(raw) for name, raw in histories.items()})
+
+    def _trouble(self, one: _Known, ledger: Ledger, ancestry: Ancestry) -> str:
+        """Why a backup cannot be restored; "" where it can."""
+        backup = one.backup
+        if one.missing:
+            return f"{len(one.missing)} of its objects are missing, such as {one.missing[0]}"
+        branch = backup.stop.branch
+        if branch != self.first_branch and branch not in ancestry.ancestors:
+            return f"the history of branch {branch} is not stored"
+        cover = ledger.cover(ancestry.lineage_of(branch), backup.log_begin, backup.stop.offset)
+        if not cover.complete:
+            return f"log from {cover.end:#x} of branch {cover.branch} on is missing"
+        return ""
 
     def _read_manifests(self, backup_ids: list[str], there: set[str]) -> dict[str, _Known | None]:
         new = [name for name in backup_ids if name not in self._known]
@@ -161,17 +179,3 @@ def _reached_us(backup: StoredBackup, segments: tuple[LogSegment, ...], ancestry
         if one.last > backup.start.offset and one.first < backup.stop.offset and one.branch in names
     ]
     return max([backup.reached_us, *inside])
-
-
-def _trouble(one: _Known, ledger: Ledger, ancestry: Ancestry) -> str:
-    """Why a backup cannot be restored; "" where it can."""
-    backup = one.backup
-    if one.missing:
-        return f"{len(one.missing)} of its objects are missing, such as {one.missing[0]}"
-    branch = backup.stop.branch
-    if branch != FIRST_BRANCH and branch not in ancestry.ancestors:
-        return f"the history of branch {branch} is not stored"
-    cover = ledger.cover(ancestry.lineage_of(branch), backup.log_begin, backup.stop.offset)
-    if not cover.complete:
-        return f"log from {cover.end:#x} of branch {cover.branch} on is missing"
-    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cloudsave.engines.binlog.indexer import BinlogIndexer
@@ -14,6 +15,8 @@ from cloudsave.engines.dialect_api import LogIndexer
 from cloudsave.errors import UsageError
 from cloudsave.model.history import BranchPoint
 from cloudsave.model.position import Position
+
+_GTID = re.compile(r"(?:\d+-\d+-|[0-9a-fA-F-]{36}:(?:[a-z_]\w*:)?)?(\d{1,20})")
 
 
 class BinlogDialect:
@@ -40,6 +43,21 @@ class BinlogDialect:
     def parse_history(self, content: bytes) -> tuple[BranchPoint, ...]:  # noqa: ARG002
         """See `Dialect.parse_history`: servers write none, each has a binlog of its own."""
         return ()
+
+    def first_branch(self, system_identifier: str) -> str:
+        """See `Dialect.first_branch`: the only branch is the server."""
+        return system_identifier
+
+    def parse_transaction(self, text: str) -> int:
+        """See `Dialect.parse_transaction`: a GTID, of which the index holds the number."""
+        found = _GTID.fullmatch(text.strip())
+        if found is None:
+            raise UsageError(
+                f"cannot understand transaction {text!r}",
+                detail="A transaction is named by its GTID, or by the number at the end of it.",
+                hints=["SELECT @@gtid_binlog_pos (MariaDB) or @@gtid_executed (MySQL) shows such"],
+            )
+        return int(found[1])
 
     def indexer(
         self,

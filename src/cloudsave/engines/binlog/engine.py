@@ -54,7 +54,7 @@ class BinlogEngine:
         fast: bool,  # noqa: ARG002
         label: str,  # noqa: ARG002
     ) -> BackupSource:
-        """See `Engine.backup_source`. Raises: UnsuitableSettings; only the log can be captured so far."""
+        """See `Engine.backup_source`. Raises: UnsuitableSettings where only the log can be captured."""
         raise UnsuitableSettings(
             f"cannot take base backups of {self._product.name}",
             detail="This release captures the binlog of such servers, and nothing else of them.",

@@ -61,6 +61,29 @@ class _Mark:
     instant_us: int
 
 
+def ask_end(session: Session, statement: str) -> int:
+    """The end of the binlog, by the server's `statement` for it. Raises: UnsuitableSettings, EngineError."""
+    rows = session.rows(statement, doing="read the end of the log")
+    if not rows:
+        raise UnsuitableSettings(
+            "server writes no binlog",
+            detail="Without one nothing can be restored but the moments of base backups.",
+            hints=["set log_bin in the server's configuration, and restart it"],
+        )
+    name, place = str(rows[0][0]), int(rows[0][1])
+    try:
+        number = file_number(name)
+    except ValueError as error:
+        raise EngineError("binlog has a name that cannot be understood", detail=str(error)) from error
+    return offset_of(number, place)
+
+
+def ask_clock(session: Session) -> int:
+    """The server's clock, microseconds since 1970."""
+    (instant_us,) = session.row(_CLOCK, doing="read the server's clock")
+    return int(instant_us)
+
+
 class BinlogLogSource:
     """`LogSource` of a MySQL or MariaDB server."""
 
@@ -107,7 +130,7 @@ class BinlogLogSource:
         self._branch = identity.branch
         if self._synchronous:
             self._require_semi_sync(session)
-        current = self._ask_end(session)
+        current = ask_end(session, self._flavour.status_statement)
         return LogHead(identity, Position(identity.branch, current), slot_offset=None, slot_created=False)
 
     def stream(self, start: Position) -> Generator[LogChunk | BranchEnd, None, None]:
@@ -191,8 +214,8 @@ class BinlogLogSource:
     def _mark(self) -> None:
         """Ask for the clock first: what was acknowledged before lies before the end that is told then."""
         session = self._connected()
-        (instant_us,) = session.row(_CLOCK, doing="read the server's clock")
-        self._marks.append(_Mark(self._ask_end(session), int(instant_us)))
+        instant_us = ask_clock(session)
+        self._marks.append(_Mark(ask_end(session, self._flavour.status_statement), instant_us))
 
     def _passed(self, end: int) -> int:
         """The instant of the last mark that the stream has come to; 0 for none new."""
@@ -248,21 +271,6 @@ class BinlogLogSource:
             "server has removed log that is wanted",
             detail=f"It has no binlog file number {wanted}; it has {names[0]} to {names[-1]}.",
         )
-
-    def _ask_end(self, session: Session) -> int:
-        rows = session.rows(self._flavour.status_statement, doing="read the end of the log")
-        if not rows:
-            raise UnsuitableSettings(
-                "server writes no binlog",
-                detail="Without one nothing can be restored but the moments of base backups.",
-                hints=["set log_bin in the server's configuration, and restart it"],
-            )
-        name, place = str(rows[0][0]), int(rows[0][1])
-        try:
-            number = file_number(name)
-        except ValueError as error:
-            raise EngineError("binlog has a name that cannot be understood", detail=str(error)) from error
-        return offset_of(number, place)
 
     def _require_semi_sync(self, session: Session) -> None:
         name = self._flavour.semi_sync_variable

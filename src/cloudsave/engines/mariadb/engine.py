@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
-from cloudsave.engines.binlog.connection import Session
+from cloudsave.engines.api import BackupSource
+from cloudsave.engines.binlog.connection import Session, connect, connect_options
 from cloudsave.engines.binlog.engine import BinlogEngine, Product
 from cloudsave.engines.binlog.findings import Facts, Rules
 from cloudsave.engines.binlog.identity import identity_of, release_of
-from cloudsave.engines.binlog.log import Flavour
-from cloudsave.errors import UnsuitableSettings, UnusableUrl
+from cloudsave.engines.binlog.log import Flavour, ask_clock, ask_end
+from cloudsave.engines.binlog.programs import find_program, parse_release
+from cloudsave.engines.mariadb.backup_program import BackupProgram
+from cloudsave.engines.mariadb.source import MariadbSource
+from cloudsave.errors import SourceUnreadable, UnsuitableSettings, UnusableUrl, UsageError
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.model.identity import SourceIdentity
 
 NAME = "mariadb"
 VERSION_MIN = (10, 6)
+BACKUP_PROGRAMS = ("mariadb-backup", "mariabackup")
+RESTORE_SETTINGS = ("lower_case_table_names", "character_set_server", "collation_server")
+"""What a restored server must be told alike."""
 _SEND_ANNOTATE_ROWS = 2
 _IDENTITY = (
     "SELECT @@gtid_domain_id, @@server_id, @@datadir, @@innodb_page_size, @@read_only, @@encrypt_binlog"
@@ -86,3 +95,35 @@ class MariadbEngine(BinlogEngine):
 
     def __init__(self, url: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(url, Product(NAME, _FLAVOUR, _RULES, _identity), clock=clock)
+
+    def backup_source(
+        self,
+        *,
+        mode: str,
+        fast: bool,  # noqa: ARG002
+        label: str,  # noqa: ARG002
+    ) -> BackupSource:
+        """See `Engine.backup_source`. Raises: UsageError, ServerToolsMissing, SourceUnreadable."""
+        if mode == "remote":
+            raise UsageError(
+                "cannot back up MariaDB from another host",
+                detail="mariadb-backup reads the server's files, so it runs where they are.",
+                hints=["run cloudsave on the database host"],
+            )
+        identity = self.identify()
+        if not Path(identity.data_directory).is_dir():
+            raise SourceUnreadable(
+                f"cannot find the server's data directory {identity.data_directory}",
+                detail="mariadb-backup reads the server's files, so it runs where they are.",
+                hints=["run cloudsave on the database host"],
+            )
+        found = find_program(BACKUP_PROGRAMS, parse_release(identity.version)[:2])
+        program = BackupProgram(found, connect_options(self._url), identity.data_directory, self._clock)
+        return MariadbSource(identity, program, self._ask)
+
+    def _ask(self) -> tuple[int, int, Mapping[str, Any]]:
+        with connect(self._url) as session:
+            known = session.variables("%")
+            end = ask_end(session, _FLAVOUR.status_statement)
+            settings = {name: known[name] for name in RESTORE_SETTINGS if name in known}
+            return end, ask_clock(session), settings

@@ -17,7 +17,7 @@ from cloudsave.engines.postgresql.format_wal import (
 )
 from cloudsave.engines.postgresql.log import branch_of
 from cloudsave.errors import IntegrityError, TargetDirectoryInUse, UsageError
-from cloudsave.model.history import BranchPoint
+from cloudsave.model.history import FIRST_BRANCH, BranchPoint
 from cloudsave.model.position import Position
 
 _HISTORY_LINE = re.compile(rb"\s*(\d+)\s+([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})(?:\s.*)?")
@@ -62,6 +62,20 @@ class PostgresDialect:
             if point.end_offset > (points[-1].end_offset if points else 0):
                 points.append(point)
         return tuple(points)
+
+    def first_branch(self, system_identifier: str) -> str:  # noqa: ARG002
+        """See `Dialect.first_branch`: every cluster begins on timeline 1."""
+        return FIRST_BRANCH
+
+    def parse_transaction(self, text: str) -> int:
+        """See `Dialect.parse_transaction`. The log has 32 bits of what pg_current_xact_id() shows."""
+        try:
+            return int(text) & 0xFFFFFFFF
+        except ValueError:
+            raise UsageError(
+                f"cannot understand transaction {text!r}",
+                hints=["a transaction is named by its number, as SELECT pg_current_xact_id() prints it"],
+            ) from None
 
     def indexer(self, start: Position, *, log_file_bytes: int, system_identifier: str) -> LogIndexer:
         """See `Dialect.indexer`."""

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from cloudsave.clock import Clock
 from cloudsave.engines.postgresql.programs import (
-    ServerUser,
+    UNPRIVILEGED_USERS,
     embedded_programs,
     program_version,
     readable_programs,
     run_program,
-    server_user,
 )
+from cloudsave.engines.processes import ServerUser, server_user
 from cloudsave.errors import ServerDidNotStart, ServerToolsMissing
 
 SETTINGS = {
@@ -60,7 +60,7 @@ class EmbeddedServer:
                 "the demonstration needs an embedded PostgreSQL",
                 hints=["pip install 'cloudsave[demo]'"],
             )
-        user = server_user()
+        user = server_user(UNPRIVILEGED_USERS)
         if user is not None:
             os.chown(root, user.uid, user.gid)
             programs = readable_programs(programs, user, root / "programs")

@@ -9,62 +9,21 @@ root's home).
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
+from cloudsave.engines.processes import ServerUser
 from cloudsave.errors import ServerToolsMissing
 
 UNPRIVILEGED_USERS = ("postgres", "nobody")
 """Who runs a server when cloudsave is root and the data directory says nothing else."""
 VERSION_SECONDS_MAX = 20.0
 COMMAND_SECONDS_MAX = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServerUser:
-    """The user that server processes run as; None: the one that runs cloudsave."""
-
-    name: str
-    uid: int
-    gid: int
-
-    def process_arguments(self) -> dict[str, object]:
-        """For subprocess: become this user, with no groups of root's."""
-        return {"user": self.uid, "group": self.gid, "extra_groups": []}
-
-
-def server_user(wanted: str | None = None, *, owner_uid: int | None = None) -> ServerUser | None:
-    """
-    Who is to run a server: `wanted`, else the owner of the data directory, else the first unprivileged user
-    there is.
-
-    Returns None where cloudsave is not root: then it is this user, and no choice is possible.
-    Raises: ServerToolsMissing where `wanted` does not exist.
-    """
-    if os.geteuid() != 0:
-        return None
-    if wanted is None and owner_uid:
-        entry = pwd.getpwuid(owner_uid)
-        return ServerUser(entry.pw_name, entry.pw_uid, entry.pw_gid)
-    for name in (wanted,) if wanted else UNPRIVILEGED_USERS:
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        if entry.pw_uid:
-            return ServerUser(entry.pw_name, entry.pw_uid, entry.pw_gid)
-    raise ServerToolsMissing(
-        "there is no unprivileged user to run the server",
-        detail=f"PostgreSQL refuses root, and {wanted or 'neither postgres nor nobody'} does not exist.",
-        hints=["name one with --owner"],
-    )
 
 
 def find_programs(major: int, wanted: Path | None = None) -> Path:

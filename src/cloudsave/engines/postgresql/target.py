@@ -31,11 +31,10 @@ from cloudsave.engines.postgresql.format_control import parse_control
 from cloudsave.engines.postgresql.leftover import end_leftover_server
 from cloudsave.engines.postgresql.log import branch_of, parse_lsn
 from cloudsave.engines.postgresql.programs import (
-    ServerUser,
+    UNPRIVILEGED_USERS,
     find_programs,
     readable_programs,
     run_program,
-    server_user,
 )
 from cloudsave.engines.postgresql.recovery_settings import (
     AUTO_CONF,
@@ -46,6 +45,7 @@ from cloudsave.engines.postgresql.recovery_settings import (
     recovery_settings,
     with_settings,
 )
+from cloudsave.engines.processes import ServerUser, server_user
 from cloudsave.errors import CloudsaveError, RecoveryMismatch, ServerDidNotStart
 from cloudsave.model.engine_facts import ServerRequest, ServerState
 
@@ -99,7 +99,7 @@ class PostgresTarget:
         data = request.data_directory
         if self._process is None:
             end_leftover_server(data, private=lambda path: is_private(path, data), clock=self._clock)
-        self._user = server_user(owner_uid=data.stat().st_uid)
+        self._user = server_user(UNPRIVILEGED_USERS, owner_uid=data.stat().st_uid)
         # One that was opened for writing goes on as it is: another recovery would not find its place.
         self._opened_before = has_ended_recovery(data)
         if self._opened_before:
