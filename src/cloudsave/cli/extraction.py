@@ -71,7 +71,7 @@ def run_extraction(
     """Take out and say what was taken out."""
     reader = BackupReader(lineage, lineage.manifest(plan.backup.backup_id))
     engine = reader.manifest.engine
-    bins = given["bin_dir"] or context.config.postgresql.bin_directory
+    bins = given["bin_dir"] or context.config.bin_directory_of("postgresql")
     major = int(reader.manifest.server_version.partition(".")[0])
     work = BringUpContext(lineage, dialect, restore_target(engine), context.clock, context.progress)
     request = ExtractRequest(

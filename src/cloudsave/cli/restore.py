@@ -11,17 +11,26 @@ from typing import Any
 import click
 
 from cloudsave.assembly import Limits, lineage_of, open_repository
+from cloudsave.cli.applying import check_options, run_applier
 from cloudsave.cli.extraction import FORMATS, is_extraction, run_extraction
 from cloudsave.cli.formats import format_size
 from cloudsave.cli.frame import Command, CommandContext, source_argument, with_context
 from cloudsave.cli.live_limits import followed
 from cloudsave.cli.times import parse_instant
 from cloudsave.engines.dialect_api import Dialect
-from cloudsave.engines.registry import collation_inspector, dialect, directory_inspector, restore_target
+from cloudsave.engines.registry import (
+    collation_inspector,
+    dialect,
+    directory_inspector,
+    log_applier,
+    restore_target,
+    server_account,
+)
 from cloudsave.errors import EngineError, ExitCode, UsageError
 from cloudsave.model.log import instant_from_us
 from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
+from cloudsave.recovery.apply import begin_anew, check_named
 from cloudsave.recovery.bring_up import (
     BringUpContext,
     BringUpOptions,
@@ -110,11 +119,16 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
     if given["look"] and given["start"]:
         raise UsageError("cannot use --look with --start: one stays read-only, the other opens the server")
     parts, history = _open(context, name)
+    applier = log_applier(parts.dialect.name)
+    if applier is not None:
+        check_options(parts.dialect.name, given)
     target = _target(context, parts.dialect, given)
     log_file_bytes = history.backups[-1].log_file_bytes
     indexes = IndexReader(parts.lineage, parts.dialect, log_file_bytes=log_file_bytes)
     begun_in = None if extracts else given["into"]
     plan = plan_or_continue(target, lambda one: plan_past_damage(one, history, indexes), begun_in)
+    if given["transaction"]:
+        check_named(plan, given["transaction"], parts.lineage, parts.dialect)
     reader = BackupReader(parts.lineage, parts.lineage.manifest(plan.backup.backup_id))
     if given["dry_run"]:
         ahead = look_ahead(reader.manifest, _request(parts, plan, given, history)) if begun_in else None
@@ -125,19 +139,23 @@ def restore(context: CommandContext, /, name: str, **given: Any) -> ExitCode | N
     if extracts:
         run_extraction(context, parts.lineage, parts.dialect, plan, given, _pairs("--set", given["settings"]))
         return None
+    if applier is not None and begin_anew(given["into"]):
+        context.output.note("note: a restore that was killed while it replayed begins anew")
     request = _request(parts, plan, given, history)
     with followed(parts.limits, context.config.files, context.load_config, context.progress.note):
         files = restore_files(reader, request, progress=context.progress)
     for note in files.notes:
         context.output.note(f"note: {note}")
     options = BringUpOptions(
-        bin_directory=given["bin_dir"] or context.config.postgresql.bin_directory,
+        bin_directory=given["bin_dir"] or context.config.bin_directory_of(parts.dialect.name),
         spool_directory=context.config.spool_directory,
         port=given["port"],
         look=given["look"],
         later_command=later_fetch_command(_program(context), name),
         settings=_pairs("--set", given["settings"]),
     )
+    if applier is not None:
+        return run_applier(context, parts.lineage, (parts.dialect, applier), plan, files, options)
     if given["start"] or given["look"]:
         return _run_server(parts, plan, files, options)
     leave_for_later(plan, files.directory, restore_target(reader.manifest.engine), options)
@@ -159,6 +177,7 @@ def _request(parts: _Parts, plan: RecoveryPlan, given: dict[str, Any], history: 
         directory=given["into"],
         tablespaces=_pairs("--tablespace", given["tablespace"]),
         owner=given["owner"],
+        server_account=server_account(parts.dialect.name),
         workers_now=parts.limits.workers,
         recovery_digest=recovery_digest(plan),
         replay=ReplayStop(plan.backup.backup_id, plan.stop.recovery_end, plan.stop.inclusive, plan.branch),

@@ -80,3 +80,7 @@ class Config:
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     sources: Mapping[str, SourceConfig] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+
+    def bin_directory_of(self, engine: str) -> Path | None:
+        """Where the programs of an engine are, if that is configured."""
+        return self.postgresql.bin_directory if engine == "postgresql" else None

@@ -37,6 +37,9 @@ class Dialect(Protocol):
     def first_branch(self, system_identifier: str) -> str:
         """The branch of a system that has no history."""
 
+    def transaction_text(self, log: memoryview) -> str:
+        """The full name of the transaction that begins with `log`; "" where its number is all it has."""
+
     def parse_transaction(self, text: str) -> int:
         """The number by which the index knows a transaction. Raises: UsageError."""
 

@@ -9,6 +9,7 @@ from cloudsave.errors import UnusableUrl
 
 if TYPE_CHECKING:
     from cloudsave.engines.api import Engine, RestoreTarget
+    from cloudsave.engines.apply_api import LogApplier
     from cloudsave.engines.collation_api import CollationInspector
     from cloudsave.engines.dialect_api import Dialect
     from cloudsave.engines.directory_api import DirectoryInspector
@@ -67,6 +68,20 @@ def restore_target(name: str) -> RestoreTarget:
 
         return PostgresTarget()
     raise UnusableUrl(f"cannot start servers of engine {name!r}", hints=["use a newer release of cloudsave"])
+
+
+def log_applier(name: str) -> LogApplier | None:
+    """The engine's way to apply its log to a restored directory; None where its server fetches log itself."""
+    if name == "mariadb":
+        from cloudsave.engines.mariadb.applier import MariadbApplier
+
+        return MariadbApplier()
+    return None
+
+
+def server_account(name: str) -> str:
+    """The user that usually runs servers of an engine, and owns their files."""
+    return "postgres" if name == "postgresql" else "mysql"
 
 
 def directory_inspector(name: str) -> DirectoryInspector:

@@ -21,7 +21,7 @@ from cloudsave.recovery.bring_up import BringUpContext, BringUpOptions, BroughtU
 from cloudsave.recovery.durable import sync_directory
 from cloudsave.recovery.plan import RecoveryPlan
 from cloudsave.recovery.reaper import DATA_NAME
-from cloudsave.recovery.restore import RestoreRequest, choose_owner, restore_files
+from cloudsave.recovery.restore import SERVER_ACCOUNT, RestoreRequest, choose_owner, restore_files
 from cloudsave.recovery.sandbox import sandbox
 from cloudsave.repository.reader import BackupReader
 
@@ -104,7 +104,7 @@ def extract(
 def _restore(
     plan: RecoveryPlan, reader: BackupReader, context: BringUpContext, request: ExtractRequest, place: Path
 ) -> Path:
-    owner = choose_owner(request.owner, place)
+    owner = choose_owner(request.owner, place, SERVER_ACCOUNT)
     if owner is not None:
         os.chown(place, owner.uid, owner.gid)
     files = RestoreRequest(

@@ -130,6 +130,11 @@ class Journal:
         """All files are complete and on stable storage; from here on the directory belongs to the server."""
         self._write(JournalHead(files_digest, recovery_digest, current_boot_id(), **asdict(replay)))
 
+    def forget_files(self, head: JournalHead) -> None:
+        """None of the files counts as written any more; it is the same restore still."""
+        self._unlink(PACKS_NAME)
+        self._write(JournalHead(head.files_digest, "", "", head.backup_id, lineage=head.lineage))
+
     def finish(self) -> None:
         """The restore is over."""
         self._unlink(PACKS_NAME)

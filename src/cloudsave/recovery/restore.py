@@ -62,7 +62,8 @@ WAITING_WORKERS = 1
 """Threads beyond those that compute, since each waits for the disk now and then."""
 SPACE_RESERVE_BYTES = 64 << 20
 """Left free on each file system beyond the files themselves."""
-DEFAULT_OWNER = "postgres"
+SERVER_ACCOUNT = "postgres"
+"""Who owns restored files where nobody says otherwise."""
 NO_RECOVERY = "none"
 
 
@@ -100,7 +101,9 @@ class RestoreRequest:
     tablespaces: Mapping[str, str] = field(default_factory=dict)
     owner: str | None = None
     """User who is to own the files; None: the owner of the directory (or of the nearest one above it),
-    or `postgres` where that is root."""
+    or `server_account` where that is root."""
+    server_account: str = SERVER_ACCOUNT
+    """The user that usually runs such servers."""
     workers: int = 0
     """Threads that compute; 0: as many as processors."""
     workers_now: Callable[[], int] | None = None
@@ -159,7 +162,7 @@ def restore_files(
     """
     manifest = reader.manifest
     layout = layout_of(manifest, request)
-    owner = choose_owner(request.owner, layout.directory)
+    owner = choose_owner(request.owner, layout.directory, request.server_account)
     digest = files_digest(manifest, layout)
     start = _prepare(layout, manifest, digest, request)
     run = _FileRestore(reader, layout, owner, progress or NoProgress())
@@ -224,7 +227,7 @@ def files_digest(manifest: Manifest, layout: Layout) -> str:
     return hashlib.sha256("\0".join([manifest.lineage, manifest.backup_id, *places]).encode()).hexdigest()
 
 
-def choose_owner(wanted: str | None, directory: Path) -> Owner | None:
+def choose_owner(wanted: str | None, directory: Path, server_account: str) -> Owner | None:
     """Whom to give the files to; None: they stay with the user of this process. Raises: UsageError."""
     if os.geteuid() != 0:
         if wanted is not None and wanted != pwd.getpwuid(os.geteuid()).pw_name:
@@ -233,7 +236,7 @@ def choose_owner(wanted: str | None, directory: Path) -> Owner | None:
     if wanted is None:
         uid = _existing_parent(directory).stat().st_uid
         try:
-            entry = pwd.getpwuid(uid) if uid else pwd.getpwnam(DEFAULT_OWNER)
+            entry = pwd.getpwuid(uid) if uid else pwd.getpwnam(server_account)
         except KeyError:
             return None
     else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
+from cloudsave.engines.binlog.format_event import parse_gtid, parse_header
 from cloudsave.engines.binlog.indexer import BinlogIndexer
 from cloudsave.engines.binlog.position import (
     format_offset,
@@ -12,7 +14,7 @@ from cloudsave.engines.binlog.position import (
     parse_offset,
 )
 from cloudsave.engines.dialect_api import LogIndexer
-from cloudsave.errors import UsageError
+from cloudsave.errors import LogDamaged, UsageError
 from cloudsave.model.history import BranchPoint
 from cloudsave.model.position import Position
 
@@ -47,6 +49,13 @@ class BinlogDialect:
     def first_branch(self, system_identifier: str) -> str:
         """See `Dialect.first_branch`: the only branch is the server."""
         return system_identifier
+
+    def transaction_text(self, log: memoryview) -> str:
+        """See `Dialect.transaction_text`: its GTID."""
+        try:
+            return parse_gtid(log[: (header := parse_header(log)).length], header).text
+        except struct.error as error:
+            raise LogDamaged("binlog is damaged", detail="A transaction is cut off.") from error
 
     def parse_transaction(self, text: str) -> int:
         """See `Dialect.parse_transaction`: a GTID, of which the index holds the number."""

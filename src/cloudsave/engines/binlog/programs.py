@@ -61,9 +61,8 @@ def find_program(names: Sequence[str], series: tuple[int, int], wanted: Path | N
             release = program_release(program)
             if release is not None and release[:2] == series:
                 return program
-            seen.append(
-                f"{program} is " + (".".join(map(str, release)) if release else "of no known version")
-            )
+            version = ".".join(map(str, release)) if release else "of no known version"
+            seen.append(f"{program} is {version}")
     text = ".".join(map(str, series))
     raise ServerToolsMissing(
         f"could not find {names[0]} of version {text}",

@@ -2,7 +2,7 @@
 A base backup of MariaDB by mariadb-backup, which runs beside the server and streams what it copies.
 
 The program follows the redo log while it copies, and holds the server's stages of backup itself; one of its
-last files says at which place of the binlog, and at which GTID, the copy will be once prepared. That is exact.
+last files says at which place of the binlog, and at which GTID, the copy is once prepared. That is exact.
 """
 
 from __future__ import annotations

@@ -67,6 +67,10 @@ class PostgresDialect:
         """See `Dialect.first_branch`: every cluster begins on timeline 1."""
         return FIRST_BRANCH
 
+    def transaction_text(self, log: memoryview) -> str:  # noqa: ARG002
+        """See `Dialect.transaction_text`."""
+        return ""
+
     def parse_transaction(self, text: str) -> int:
         """See `Dialect.parse_transaction`. The log has 32 bits of what pg_current_xact_id() shows."""
         try:

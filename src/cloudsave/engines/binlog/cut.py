@@ -1,0 +1,83 @@
+"""
+Where in a binlog file replay ends, and which GTIDs are executed then: by its events.
+
+Source: MariaDB sql/log_event.h (GTID_LIST); decision 0036.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from cloudsave.engines.binlog.format_event import (
+    CHECKSUM_BYTES,
+    HEADER_BYTES,
+    MAGIC,
+    MARIADB_GTID,
+    ends_transaction,
+    parse_gtid,
+    parse_header,
+)
+from cloudsave.errors import LogDamaged
+
+MARIADB_GTID_LIST = 163
+_COUNT_BITS = 28
+_LIST_ENTRY = struct.Struct("<IIQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A file ends at `place`; `executed`: of each domain the last GTID before it."""
+
+    place: int
+    executed: dict[int, str]
+    transactions: int
+    """How many complete ones are before `place`."""
+
+
+def cut_mariadb(log: bytes | memoryview, *, stop: int, inclusive: bool) -> Cut:
+    """
+    Where to end a file of MariaDB so that it holds all transactions that begin before the place `stop`, and
+    with `inclusive` the one that begins there. A transaction that is not complete is left out. Raises:
+    LogDamaged.
+    """
+    place, begin, open_gtid = len(MAGIC), 0, ""
+    end = place
+    executed: dict[int, str] = {}
+    domain, standalone, transactions = 0, False, 0
+    while place + HEADER_BYTES <= len(log):
+        header = parse_header(log, place)
+        if place + header.length > len(log):
+            break
+        event = log[place : place + header.length]
+        if header.kind == MARIADB_GTID or not open_gtid:
+            if place > stop or (place == stop and not inclusive):
+                break
+            begin = place
+        if header.kind == MARIADB_GTID_LIST:
+            executed |= _listed(event)
+        if header.kind == MARIADB_GTID:
+            gtid = parse_gtid(event, header)
+            open_gtid, standalone = gtid.text, gtid.standalone
+            domain = int(gtid.text.partition("-")[0])
+        place += header.length
+        if (
+            open_gtid
+            and header.kind != MARIADB_GTID
+            and ends_transaction(event, header, standalone=standalone)
+        ):
+            executed[domain] = open_gtid
+            open_gtid, transactions = "", transactions + 1
+        end = begin if open_gtid else place
+    return Cut(end, executed, transactions)
+
+
+def _listed(event: bytes | memoryview) -> dict[int, str]:
+    """Of each domain the newest GTID of a GTID_LIST event, which stands last."""
+    body = memoryview(event)[HEADER_BYTES:-CHECKSUM_BYTES]
+    try:
+        (count,) = struct.unpack_from("<I", body)
+        entries = [_LIST_ENTRY.unpack_from(body, 4 + 16 * n) for n in range(count & ((1 << _COUNT_BITS) - 1))]
+    except struct.error as error:
+        raise LogDamaged("binlog is damaged", detail=f"A GTID_LIST event is malformed: {error}.") from error
+    return {domain: f"{domain}-{server}-{number}" for domain, server, number in entries}
