@@ -7,7 +7,9 @@ mutated in front of it, so that the bytes reach the parser: whoever holds the ke
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +17,8 @@ from functools import partial
 import numpy as np
 from blake3 import blake3
 
+from cloudsave.engines.binlog.cut import MARIADB_GTID_LIST, cut_mariadb
+from cloudsave.engines.mariadb.backup_program import _next_chunk
 from cloudsave.engines.postgresql.dialect import PostgresDialect, followed_branch, last_ancestor
 from cloudsave.engines.postgresql.format_catalogue import parse_map, parse_row, tuples_of
 from cloudsave.engines.postgresql.format_control import parse_control
@@ -38,6 +42,8 @@ from cloudsave.repository.plain import read_plain, write_plain
 from cloudsave.repository.tombs import condemned_in
 from cloudsave.store.api import ObjectInfo
 from cloudsave.store.memory import MemoryStore
+from tests.unit.engines.binlog.synthetic import File
+from tests.unit.engines.mariadb.test_mbstream import end, payload
 from tests.unit.engines.postgresql.test_format_control import control_file
 from tests.unit.engines.postgresql.test_format_manifest import RECEIVED, manifest_text
 from tests.unit.engines.postgresql.test_format_tar import FILES, archive
@@ -114,6 +120,21 @@ def _pack(lineage: Lineage) -> PackBuilder:
         bytes(32768), [Stretch("base/1", 0, 2, 0, prints), Stretch("b", 7, 2, 16384, prints)], proof=False
     )
     return pack
+
+
+def _mbstream(content: bytes) -> object:
+    stream, chunks = io.BytesIO(content), []
+    while (chunk := _next_chunk(stream)) is not None:
+        chunks.append(chunk)
+    return chunks
+
+
+def _binlog() -> bytes:
+    made = File()
+    made.add(MARIADB_GTID_LIST, struct.pack("<IIIQ", 1, 0, 9, 4))
+    made.mariadb(5)
+    made.mariadb(6, standalone=True)
+    return bytes(made.content)
 
 
 def _holes(content: bytes) -> object:
@@ -257,6 +278,8 @@ PARSERS = {
     "origin": Parser(_origin, _text(offset=16 << 20, bytes="00" * 32)),
     "log name": Parser(_log_name, (b"0" * 16 + b"-" + b"1" * 16 + b"-" + b"0" * 16 + b"-" + b"0" * 16,)),
     "history": Parser(_history, (HISTORY,)),
+    "mbstream": Parser(_mbstream, (payload(b"./d/t.ibd", 0, b"abc") + end(b"d/t.ibd"),)),
+    "end of a binlog": Parser(partial(cut_mariadb, stop=1 << 32, inclusive=False), (_binlog(),)),
     "tar": Parser(_tar, (archive(FILES),)),
     "control file": Parser(_control, (control_file(), control_file(1300))),
     "server's manifest": Parser(parse_manifest, (manifest_text(RECEIVED),)),

@@ -260,20 +260,24 @@ def daemon_command(
 ) -> list[str]:
     """The command that starts a server, which knows of no file of the system's."""
     daemon = "mysqld" if server.engine == "mysql" else "mariadbd"
-    share = _share(server)
-    command = [
-        f"{server.bindir}/{daemon}",
-        "--no-defaults",
-        f"--basedir={server.tree}/usr",
-        f"--datadir={data}",
-    ]
-    command += [f"--lc-messages-dir={share}", f"--character-sets-dir={share}/charsets"]
-    command += [f"--plugin-dir={server.tree}/usr/lib/mysql/plugin", f"--tmpdir={data.parent}"]
+    command = [f"{server.bindir}/{daemon}", "--no-defaults", f"--datadir={data}", f"--tmpdir={data.parent}"]
+    command += [f"--{name}={value}" for name, value in program_settings(server).items()]
     if server.engine == "mysql":
         command.append("--secure-file-priv=NULL")
     if socket is not None:
         command += [f"--socket={socket}", "--skip-networking"]
     return [*command, *(f"--{name}={value}" for name, value in conf.items()), *extra]
+
+
+def program_settings(server: BinlogServer) -> dict[str, str]:
+    """What a server must be told of the tree that it was unpacked into."""
+    share = _share(server)
+    return {
+        "basedir": f"{server.tree}/usr",
+        "lc-messages-dir": str(share),
+        "character-sets-dir": f"{share}/charsets",
+        "plugin-dir": f"{server.tree}/usr/lib/mysql/plugin",
+    }
 
 
 def initialise(server: BinlogServer, data: Path, user: ServerUser) -> None:

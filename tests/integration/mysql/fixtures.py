@@ -29,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the series that a complete run must exercise."""
+    config.addinivalue_line(
+        "markers", "engine(*names): of the servers with a binlog, those of these engines alone"
+    )
     for engine, major in wanted(config):
         if major not in SERIES[engine]:
             raise pytest.UsageError(f"--{engine}: {major!r} is none of {', '.join(SERIES[engine])}")
@@ -43,9 +46,13 @@ def wanted(config: pytest.Config) -> list[tuple[str, str]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One run per series for each test that uses `binlog_series`, directly or by `binlog_cluster`."""
+    """
+    One run per series for each test that uses `binlog_series`, directly or by `binlog_cluster`; where it is
+    marked `engine(NAME)`, of that engine alone.
+    """
     if "binlog_series" in metafunc.fixturenames:
-        series = wanted(metafunc.config)
+        only = metafunc.definition.get_closest_marker("engine")
+        series = [one for one in wanted(metafunc.config) if only is None or one[0] in only.args]
         ids = ["".join(one) for one in series]
         metafunc.parametrize("binlog_series", series, ids=ids, scope="session")
 

@@ -44,6 +44,7 @@ class Product:
             "CLOUDSAVE_CONFIG": str(folder / "cloudsave.toml"),
             "CLOUDSAVE_PASSPHRASE_FILE": str(folder / "passphrase"),
             "CLOUDSAVE_REPOSITORY_URL": f"file://{self.repository}",
+            "PATH": f"{cluster.server.bindir}:{os.environ.get('PATH', '')}",
         }
         self._captures: list[subprocess.Popen[bytes]] = []
         self.run("init")
@@ -64,6 +65,17 @@ class Product:
             f"{arguments} exited with {done.returncode}\n{done.stdout}{done.stderr}"
         )
         return done.stdout if status in (0, 3) else done.stderr
+
+    def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command in a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "cloudsave", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=self.environment,
+            start_new_session=True,
+        )
 
     def json(self, *arguments: str, status: int = 0) -> Any:
         """The JSON document that a command prints."""

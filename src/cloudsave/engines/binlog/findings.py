@@ -80,7 +80,7 @@ def _rights(facts: Facts, rules: Rules) -> Iterator[Finding]:
                 f"GRANT {names[0]} ON *.* TO {quoted_account(facts.account)};",
             )
     if not missing:
-        yield Finding(Severity.OK, "rights", f"account {facts.account} has the rights to capture the log")
+        yield Finding(Severity.OK, "rights", f"account {facts.account} has the rights that it needs")
 
 
 def _binlog(facts: Facts) -> Iterator[Finding]:

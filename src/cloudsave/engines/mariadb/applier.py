@@ -11,7 +11,6 @@ Source: decision 0036; knowledge of the server's own replication: MariaDB manual
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -121,7 +120,7 @@ class MariadbApplier:
             "skip-log-bin": "",
             "skip-slave-start": "",
             "event-scheduler": "OFF",
-            "server-id": _server_id(),
+            "server-id": self._server_id(),
             "relay-log": str(place / "relay"),
             "master-info-file": str(place / "master.info"),
             "relay-log-info-file": str(place / "relay-log.info"),
@@ -245,7 +244,7 @@ class MariadbApplier:
             "log-bin": "binlog",
             "bind-address": "127.0.0.1",
             "port": str(port),
-            "server-id": _server_id(),
+            "server-id": self._server_id(),
             "max-allowed-packet": "1G",
             **self._asked().settings,
         }
@@ -254,6 +253,10 @@ class MariadbApplier:
         local = account_statements(self._scratch.password, "localhost", rights)[1:]
         self._scratch.start(settings, [account[0], _SLAVE_POS_TABLE, *account[1:], *local]).close()
         return self._scratch.password
+
+    def _server_id(self) -> str:
+        """Of a server that nobody else has."""
+        return str(0x40000000 | int.from_bytes(self._clock.random_bytes(3), "little"))
 
     # ---- talking to the restored server
 
@@ -298,10 +301,6 @@ def _copy_accounts(source: Path, data: Path) -> None:
             shutil.copyfile(path, data / "mysql" / path.name)
     for path in source.glob("aria_log*"):
         shutil.copyfile(path, data / path.name)
-
-
-def _server_id() -> str:
-    return str(0x40000000 + secrets.randbelow(0x3FFFFFFF))
 
 
 def _buffer_pool_bytes() -> int:

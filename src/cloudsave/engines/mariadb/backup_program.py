@@ -45,6 +45,7 @@ _BLOCKS_COMMIT = "Acquired locks for BACKUP STAGE BLOCK_COMMIT"
 _RELEASES = "Executing BACKUP STAGE END"
 _DONE = "completed OK!"
 _DENIED = re.compile(r"access denied|missing required privilege", re.IGNORECASE)
+_OVERTAKEN = re.compile(r"Was only able to copy log|log block numbers mismatch")
 _NOISE = re.compile(r"^(?:\[\d+\] )?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +")
 
 
@@ -173,6 +174,12 @@ class BackupProgram:
                 "account may not take backups",
                 detail=said,
                 hints=["cloudsave check prints the rights it needs"],
+            )
+        if any(_OVERTAKEN.search(line) for line in self._said):
+            raise EngineError(
+                "server overwrote its redo log before mariadb-backup had read it",
+                detail=said,
+                hints=["raise innodb_log_file_size, or take backups when less is written"],
             )
         ended = f"was ended by signal {-status}" if status < 0 else f"exited with {status}"
         raise EngineError(f"mariadb-backup {ended}", detail=said)

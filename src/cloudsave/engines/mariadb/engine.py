@@ -16,7 +16,7 @@ from cloudsave.engines.binlog.log import Flavour, ask_clock, ask_end
 from cloudsave.engines.binlog.programs import find_program, parse_release
 from cloudsave.engines.mariadb.backup_program import BackupProgram
 from cloudsave.engines.mariadb.source import MariadbSource
-from cloudsave.errors import SourceUnreadable, UnsuitableSettings, UnusableUrl, UsageError
+from cloudsave.errors import ServerToolsMissing, SourceUnreadable, UnsuitableSettings, UnusableUrl, UsageError
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.model.identity import SourceIdentity
 
@@ -81,12 +81,56 @@ def _strict_gtids(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _stages(facts: Facts) -> Iterator[Finding]:
+    """Source: MDEV-32932, MariaDB's documentation of mariadb-backup."""
+    release = parse_release(facts.identity.version)
+    if release < (10, 11, 8) or (11, 0) <= release[:2] < (11, 2) or release[:2] == (11, 3):
+        affected = True
+    else:
+        affected = release[:2] in _FIXED_IN and release < (*release[:2], _FIXED_IN[release[:2]])
+    if affected:
+        yield Finding(
+            Severity.WARNING,
+            "mariadb-backup",
+            f"mariadb-backup {facts.identity.version} keeps commits waiting while it copies tables"
+            " that are not InnoDB's",
+            "update the server and mariadb-backup to 10.11.8, 11.2.4, 11.4.2 or later",
+        )
+
+
+def _backup_program(facts: Facts) -> Iterator[Finding]:
+    if not Path(facts.identity.data_directory).is_dir():
+        yield Finding(
+            Severity.PROBLEM,
+            "mariadb-backup",
+            f"{facts.identity.data_directory} is not on this host: base backups are not possible",
+            "run cloudsave on the database host; capture of the log works from anywhere",
+        )
+        return
+    try:
+        found = find_program(BACKUP_PROGRAMS, parse_release(facts.identity.version)[:2])
+    except ServerToolsMissing as error:
+        yield Finding(
+            Severity.PROBLEM,
+            "mariadb-backup",
+            f"{error.message}: base backups are not possible",
+            error.hints[0],
+        )
+        return
+    yield Finding(Severity.OK, "mariadb-backup", f"{found} takes the base backups")
+
+
+_FIXED_IN = {(10, 11): 8, (11, 2): 4, (11, 4): 2}
+"""Series and the first of their releases that copies other tables before it blocks commits."""
 _RULES = Rules(
     rights=(
+        (("RELOAD",), "take base backups"),
+        (("PROCESS",), "see what the redo log of a base backup needs"),
+        (("LOCK TABLES",), "lock tables that are not InnoDB's at the end of a base backup"),
         (("REPLICATION SLAVE", "REPLICATION REPLICA"), "receive the binlog"),
         (("BINLOG MONITOR", "REPLICATION CLIENT"), "see where the binlog ends"),
     ),
-    checks=(_strict_gtids,),
+    checks=(_strict_gtids, _stages, _backup_program),
 )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -47,7 +46,7 @@ class PrivateServer:
         self._user = user
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
-        self.password = secrets.token_urlsafe(24) + "aA1!"
+        self.password = clock.random_bytes(24).hex() + "-aA1"
         self.place = Path(tempfile.mkdtemp(prefix="cloudsave-"))
         """Its socket, its log and whatever else it writes that is not data."""
         self.own(self.place)
