@@ -17,8 +17,10 @@ from functools import partial
 import numpy as np
 from blake3 import blake3
 
-from cloudsave.engines.binlog.cut import MARIADB_GTID_LIST, cut_mariadb
+from cloudsave.engines.binlog.cut import MARIADB_GTID_LIST, GtidSet, cut_mariadb, cut_mysql
 from cloudsave.engines.mariadb.backup_program import _next_chunk
+from cloudsave.engines.mysql.format_changes import MAGIC, encode_end, encode_write, read_changes
+from cloudsave.engines.mysql.format_clone import parse_descriptor
 from cloudsave.engines.postgresql.dialect import PostgresDialect, followed_branch, last_ancestor
 from cloudsave.engines.postgresql.format_catalogue import parse_map, parse_row, tuples_of
 from cloudsave.engines.postgresql.format_control import parse_control
@@ -127,6 +129,33 @@ def _mbstream(content: bytes) -> object:
     while (chunk := _next_chunk(stream)) is not None:
         chunks.append(chunk)
     return chunks
+
+
+def _clone_messages() -> tuple[bytes, ...]:
+    head = b"\x02\x0c\x00"
+    state = struct.pack(">IIIIIIIQQH", 100, 46, 3, 2, 0, 1, 1, 9, 9, 1)
+    name = b"./d/t.ibd\0"
+    file = (
+        struct.pack(">IIIIQQIIHIIIII", 100, 62 + len(name), 4, 2, 9, 9, 0, 0, 0, 5, 1, 1, 1, len(name)) + name
+    )
+    data = struct.pack(">IIIIIIIIIQQ", 100, 52, 5, 2, 0, 1, 1, 1, 16384, 0, 16384)
+    return head + state, head + file, head + data
+
+
+def _clone_changes(content: bytes) -> object:
+    return list(read_changes(io.BytesIO(content)))
+
+
+def _mysql_binlog() -> bytes:
+    made = File()
+    made.mysql(5, instant_us=1)
+    made.mysql(6, instant_us=2)
+    return bytes(made.content)
+
+
+def _cut_mysql(content: bytes) -> object:
+    gtids = GtidSet()
+    return cut_mysql(content, gtids, stop=1 << 32, inclusive=False), str(gtids)
 
 
 def _binlog() -> bytes:
@@ -280,6 +309,9 @@ PARSERS = {
     "history": Parser(_history, (HISTORY,)),
     "mbstream": Parser(_mbstream, (payload(b"./d/t.ibd", 0, b"abc") + end(b"d/t.ibd"),)),
     "end of a binlog": Parser(partial(cut_mariadb, stop=1 << 32, inclusive=False), (_binlog(),)),
+    "message of a clone": Parser(parse_descriptor, _clone_messages()),
+    "changes of a clone": Parser(_clone_changes, (MAGIC + encode_write("d/t", 0, b"abc") + encode_end(),)),
+    "end of a binlog of MySQL": Parser(_cut_mysql, (_mysql_binlog(),)),
     "tar": Parser(_tar, (archive(FILES),)),
     "control file": Parser(_control, (control_file(), control_file(1300))),
     "server's manifest": Parser(parse_manifest, (manifest_text(RECEIVED),)),

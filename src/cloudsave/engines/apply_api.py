@@ -32,10 +32,6 @@ class ApplyLog:
     directory: Path
     files: tuple[tuple[str, int], ...]
     """Name and offset of the begin of each, in order."""
-    base_end: int
-    """
-    The offset up to which the base backup holds the log already; exact or, by the engine, a lower bound.
-    """
     stop: int
     """Stop before the first record that begins here or later..."""
     inclusive: bool
@@ -59,10 +55,13 @@ class LogApplier(Protocol):
     def prepare(self, request: ApplyRequest) -> None:
         """Make the copied files consistent. Raises: ServerToolsMissing, ServerDidNotStart."""
 
-    def start(self) -> None:
-        """Start the server, private. Raises: ServerToolsMissing, ServerDidNotStart."""
+    def start(self, log: ApplyLog) -> None:
+        """
+        Make the log ready and start the server, private. Raises: ServerToolsMissing, ServerDidNotStart,
+        IntegrityError.
+        """
 
-    def apply(self, log: ApplyLog, passed: Callable[[int], None]) -> AppliedState:
+    def apply(self, passed: Callable[[int], None]) -> AppliedState:
         """
         Apply the log; `passed` is told the offset reached now and then. Raises: RecoveryError,
         IntegrityError.

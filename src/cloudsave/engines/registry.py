@@ -72,6 +72,10 @@ def restore_target(name: str) -> RestoreTarget:
 
 def log_applier(name: str) -> LogApplier | None:
     """The engine's way to apply its log to a restored directory; None where its server fetches log itself."""
+    if name == "mysql":
+        from cloudsave.engines.mysql.applier import MysqlApplier
+
+        return MysqlApplier()
     if name == "mariadb":
         from cloudsave.engines.mariadb.applier import MariadbApplier
 

@@ -7,7 +7,7 @@ Integers are big-endian. LSN = u64 at 16; flags of the tablespace = u32 at 54 of
     full_crc32   the last u32 = crc32c(page[:-4]); the 4 bytes before it = the LSN's low half
 
 Pages of zeros are right: they were made and not written yet. Tables that are compressed, by page or by row
-format, have other sums, which are not known here.
+format, and such as MySQL encrypts, have other sums, which are not known here.
 Source: MariaDB storage/innobase/include/fsp0types.h (flags); the formulas were measured on both servers.
 """
 
@@ -27,6 +27,7 @@ _FULL_CRC32 = 1 << 4
 _FULL_COMPRESSION_BITS = 7 << 5
 _ROW_COMPRESSED_BITS = 15 << 1
 _PAGE_COMPRESSED = 1 << 16
+_ENCRYPTED = 1 << 13
 _U32 = struct.Struct(">I")
 
 
@@ -38,11 +39,11 @@ class PageForm(IntEnum):
 
 
 def page_form(first_page: bytes | bytearray | memoryview) -> PageForm | None:
-    """The form of a tablespace of MariaDB, by its first page; None where its pages cannot be checked."""
+    """The form of a tablespace, by its first page; None where its pages cannot be checked."""
     (flags,) = _U32.unpack_from(first_page, FLAGS_OFFSET)
     if flags & _FULL_CRC32:
         return None if flags & _FULL_COMPRESSION_BITS else PageForm.FULL_CRC32
-    return None if flags & (_ROW_COMPRESSED_BITS | _PAGE_COMPRESSED) else PageForm.CRC32
+    return None if flags & (_ROW_COMPRESSED_BITS | _PAGE_COMPRESSED | _ENCRYPTED) else PageForm.CRC32
 
 
 def bad_pages(

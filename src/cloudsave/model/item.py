@@ -101,6 +101,17 @@ class ContentPiece:
         """See `Piece.close`."""
 
 
+class StreamPiece(ContentPiece):
+    """Part of a file of which more may come: its size so far is one more than what is known."""
+
+    def __init__(self, item: Item, offset: int, content: memoryview, *, last: bool) -> None:
+        super().__init__(item, b"")
+        self.offset = offset
+        self.length = len(content)
+        self.item = replace(item, size_bytes=offset + len(content) + (not last))
+        self._content = content
+
+
 @dataclass(frozen=True, slots=True)
 class CorruptPage:
     """A page whose checksum or header is wrong in the source, for good."""

@@ -98,8 +98,8 @@ def apply_log(plan: RecoveryPlan, directory: Path, context: ApplyContext, option
                 settings=options.settings,
             )
         )
-        applier.start()
-        state = applier.apply(log, _progress(plan, context.progress))
+        applier.start(log)
+        state = applier.apply(_progress(plan, context.progress))
         context.progress.finish()
         _compare(state)
         if options.look:
@@ -136,11 +136,9 @@ def check_named(plan: RecoveryPlan, text: str, lineage: Lineage, dialect: Dialec
 
 
 def _lay_out(plan: RecoveryPlan, spool: Path, context: ApplyContext) -> ApplyLog:
-    """The files of the log from the one on in which the backup ends."""
+    """The files of the log from the one on in which the backup begins: what it holds is not applied again."""
     size = plan.backup.log_file_bytes
-    base_end = plan.backup.stop.offset
-    begin = base_end - base_end % size
-    needed = [one for one in plan.extents if one.last > begin]
+    needed = plan.extents
     spool.mkdir(mode=0o700, parents=True)
     free, wanted = shutil.disk_usage(spool).free, sum(one.segment.size_bytes for one in needed)
     if free < wanted + SPACE_RESERVE_BYTES:
@@ -155,7 +153,7 @@ def _lay_out(plan: RecoveryPlan, spool: Path, context: ApplyContext) -> ApplyLog
         files.setdefault(name, extent.first - extent.first % size)
         _write(spool / name, extent, read, size)
     stop = plan.stop
-    return ApplyLog(spool, tuple(files.items()), base_end, stop.recovery_end, stop.inclusive)
+    return ApplyLog(spool, tuple(files.items()), stop.recovery_end, stop.inclusive)
 
 
 def _write(path: Path, extent: Extent, read: Callable[[LogSegment], bytes], size: int) -> None:
@@ -176,7 +174,7 @@ def _progress(plan: RecoveryPlan, progress: Progress) -> Callable[[int], None]:
     Tells how far replay is, in bytes of log. Offsets jump between files, so that no total is known.
     """
     progress.begin("replay log", bytes_total=None)
-    reached = plan.backup.stop.offset
+    reached = plan.backup.start.offset
     size = plan.backup.log_file_bytes
 
     def passed(offset: int) -> None:

@@ -181,12 +181,11 @@ class BinlogCluster:
             raise ServerFailed(f"{program} exited with {done.returncode}\n{done.stderr.decode()}")
         return done.stdout
 
-    def print_binlog(self, path: Path) -> str:
+    def print_binlog(self, path: Path, *options: str) -> str:
         """What the server's own program prints of a binlog file."""
         program = "mysqlbinlog" if self.engine == "mysql" else "mariadb-binlog"
-        return self.run(program, "--no-defaults", "--verify-binlog-checksum", str(path)).decode(
-            errors="replace"
-        )
+        arguments = ["--no-defaults", "--verify-binlog-checksum", *options, str(path)]
+        return self.run(program, *arguments).decode(errors="replace")
 
     @property
     def log_path(self) -> Path:

@@ -14,11 +14,14 @@ from cloudsave.engines.binlog.format_event import (
     HEADER_BYTES,
     MAGIC,
     MARIADB_GTID,
+    MYSQL_ANONYMOUS,
+    MYSQL_GTID,
+    MYSQL_TAGGED_GTID,
     ends_transaction,
     parse_gtid,
     parse_header,
 )
-from cloudsave.errors import LogDamaged
+from cloudsave.errors import LogDamaged, UnsuitableSettings
 
 MARIADB_GTID_LIST = 163
 _COUNT_BITS = 28
@@ -81,3 +84,58 @@ def _listed(event: bytes | memoryview) -> dict[int, str]:
     except struct.error as error:
         raise LogDamaged("binlog is damaged", detail=f"A GTID_LIST event is malformed: {error}.") from error
     return {domain: f"{domain}-{server}-{number}" for domain, server, number in entries}
+
+
+class GtidSet:
+    """GTIDs of MySQL, as they come along a binlog."""
+
+    def __init__(self) -> None:
+        self._spans: dict[str, list[list[int]]] = {}
+
+    def add(self, gtid: str) -> None:
+        """`uuid:number` or `uuid:tag:number`."""
+        source, _, text = gtid.rpartition(":")
+        number, spans = int(text), self._spans.setdefault(source, [])
+        if spans and spans[-1][1] + 1 == number:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+
+    def __str__(self) -> str:
+        """As the server reads it; "" for none."""
+        return ",".join(
+            ":".join([source, *(f"{first}-{last}" for first, last in spans)])
+            for source, spans in self._spans.items()
+        )
+
+
+def cut_mysql(log: bytes | memoryview, gtids: GtidSet, *, stop: int, inclusive: bool) -> int:
+    """
+    Where to end a file of MySQL, as `cut_mariadb` does; the GTIDs of its transactions go into `gtids`.
+
+    Raises: LogDamaged; UnsuitableSettings where a transaction has no GTID.
+    """
+    place = len(MAGIC)
+    while place + HEADER_BYTES <= len(log) and not (place > stop or (place == stop and not inclusive)):
+        header = parse_header(log, place)
+        end = place + header.length
+        if header.kind == MYSQL_ANONYMOUS:
+            raise UnsuitableSettings(
+                "cannot replay transactions without a GTID",
+                detail="The source ran with gtid_mode OFF, so that nobody can tell which of them a copy has.",
+                hints=["turn gtid_mode on in the source; a target before such transactions can be reached"],
+            )
+        if header.kind in (MYSQL_GTID, MYSQL_TAGGED_GTID):
+            if end > len(log):
+                break
+            gtid = parse_gtid(log[place:end], header)
+            if gtid.length < header.length:
+                raise LogDamaged("binlog is damaged", detail="A transaction is shorter than its first event.")
+            end = place + gtid.length
+            if end > len(log):
+                break
+            gtids.add(gtid.text)
+        if end > len(log):
+            break
+        place = end
+    return place

@@ -33,23 +33,26 @@ from cloudsave.engines.binlog.position import (
     offset_of,
     place_of,
 )
-from cloudsave.engines.binlog.programs import UNPRIVILEGED_USERS, find_program, parse_release
-from cloudsave.engines.mariadb.private_server import (
+from cloudsave.engines.binlog.private_server import (
     ACCOUNT,
     POLL_SECONDS,
     PrivateServer,
     account_statements,
+    buffer_pool_bytes,
+    copied_settings,
     free_port,
+    random_server_id,
 )
+from cloudsave.engines.binlog.programs import UNPRIVILEGED_USERS, find_program, parse_release
 from cloudsave.engines.processes import ServerUser, server_user
 from cloudsave.errors import IntegrityError, RecoveryError, ServerDidNotStart
 
+NAME = "mariadb"
 SERVER_PROGRAMS = ("mariadbd", "mysqld")
 BACKUP_PROGRAMS = ("mariadb-backup", "mariabackup")
 GTID_SETTING = "gtid_binlog_pos"
 PREPARE_MEMORY = "512M"
 APPLY_THREADS_MAX = 4
-BUFFER_POOL_BYTES_MAX = 1 << 30
 PREPARE_LOG_LINES = 12
 _INFO_FILES = (
     "backup-my.cnf",
@@ -65,7 +68,6 @@ _SLAVE_POS_TABLE = (
     " (domain_id INT UNSIGNED NOT NULL, sub_id BIGINT UNSIGNED NOT NULL, server_id INT UNSIGNED NOT NULL,"
     " seq_no BIGINT UNSIGNED NOT NULL, PRIMARY KEY (domain_id, sub_id)) ENGINE=MyISAM"
 )
-_NAMED = ("character_set_server", "collation_server", "lower_case_table_names")
 
 
 class MariadbApplier:
@@ -79,6 +81,7 @@ class MariadbApplier:
         self._restored: PrivateServer | None = None
         self._scratch: PrivateServer | None = None
         self._session: Session | None = None
+        self._log: ApplyLog | None = None
 
     # ---- the life of a restored directory
 
@@ -109,18 +112,19 @@ class MariadbApplier:
                 hints=["is there enough space, and is it the release that took the backup?"],
             )
 
-    def start(self) -> None:
+    def start(self, log: ApplyLog) -> None:
         """See `LogApplier.start`."""
+        self._log = log
         request = self._asked()
-        self._restored = PrivateServer(self._program, request.data_directory, self._user, self._clock)
+        self._restored = PrivateServer(NAME, self._program, request.data_directory, self._user, self._clock)
         place = self._restored.place
         settings = {
-            **_copied(request.base),
+            **copied_settings(request.base),
             "skip-networking": "",
             "skip-log-bin": "",
             "skip-slave-start": "",
             "event-scheduler": "OFF",
-            "server-id": self._server_id(),
+            "server-id": random_server_id(self._clock),
             "relay-log": str(place / "relay"),
             "master-info-file": str(place / "master.info"),
             "relay-log-info-file": str(place / "relay-log.info"),
@@ -130,14 +134,16 @@ class MariadbApplier:
             # Nothing is durable before the shutdown; a restore that is killed begins anew.
             "innodb-flush-log-at-trx-commit": "0",
             "innodb-doublewrite": "0",
-            "innodb-buffer-pool-size": str(_buffer_pool_bytes()),
+            "innodb-buffer-pool-size": str(buffer_pool_bytes()),
             **request.settings,
         }
         statements = account_statements(self._restored.password, "localhost", "ALL PRIVILEGES")
         self._session = self._restored.start(settings, statements)
 
-    def apply(self, log: ApplyLog, passed: Callable[[int], None]) -> AppliedState:
+    def apply(self, passed: Callable[[int], None]) -> AppliedState:
         """See `LogApplier.apply`."""
+        log = self._log
+        assert log is not None, "start comes first"
         base = _positions(self._asked().base.get(GTID_SETTING, ""))
         wanted = {**base, **self._cut(log)}
         behind = [domain for domain, gtid in base.items() if _number(wanted[domain]) < _number(gtid)]
@@ -236,15 +242,19 @@ class MariadbApplier:
         for path in (data, *data.rglob("*")):
             if self._user is not None:
                 os.chown(path, self._user.uid, self._user.gid)
-        self._scratch = PrivateServer(self._program, data, self._user, self._clock)
+        self._scratch = PrivateServer(NAME, self._program, data, self._user, self._clock)
         settings = {
-            **{name: value for name, value in _copied(self._asked().base).items() if "innodb" not in name},
+            **{
+                name: value
+                for name, value in copied_settings(self._asked().base).items()
+                if "innodb" not in name
+            },
             "skip-innodb": "",
             "default-storage-engine": "MyISAM",
             "log-bin": "binlog",
             "bind-address": "127.0.0.1",
             "port": str(port),
-            "server-id": self._server_id(),
+            "server-id": random_server_id(self._clock),
             "max-allowed-packet": "1G",
             **self._asked().settings,
         }
@@ -253,10 +263,6 @@ class MariadbApplier:
         local = account_statements(self._scratch.password, "localhost", rights)[1:]
         self._scratch.start(settings, [account[0], _SLAVE_POS_TABLE, *account[1:], *local]).close()
         return self._scratch.password
-
-    def _server_id(self) -> str:
-        """Of a server that nobody else has."""
-        return str(0x40000000 | int.from_bytes(self._clock.random_bytes(3), "little"))
 
     # ---- talking to the restored server
 
@@ -287,12 +293,6 @@ class MariadbApplier:
             raise translate(error, "ask the restored server for its state") from None
 
 
-def _copied(base: Mapping[str, str]) -> dict[str, str]:
-    """What a server must be told as the source was; names that it does not know are passed over."""
-    names = [name for name in base if name.startswith("innodb_") or name in _NAMED]
-    return {f"loose-{name.replace('_', '-')}": base[name].strip() for name in names}
-
-
 def _copy_accounts(source: Path, data: Path) -> None:
     """The tables of accounts of a prepared copy, but for those of InnoDB, and what their engine needs."""
     (data / "mysql").mkdir(mode=0o700)
@@ -301,11 +301,6 @@ def _copy_accounts(source: Path, data: Path) -> None:
             shutil.copyfile(path, data / "mysql" / path.name)
     for path in source.glob("aria_log*"):
         shutil.copyfile(path, data / path.name)
-
-
-def _buffer_pool_bytes() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(BUFFER_POOL_BYTES_MAX, memory // 4) >> 20 << 20
 
 
 def _positions(text: str) -> dict[int, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from cloudsave.engines.binlog.position import file_number, offset_of
@@ -18,7 +18,7 @@ from cloudsave.errors import EngineError, UnsuitableSettings
 from cloudsave.kernels.innodb import PageForm, bad_pages, page_form
 from cloudsave.model.engine_facts import BackupStart, BackupStop
 from cloudsave.model.identity import SourceIdentity
-from cloudsave.model.item import ContentPiece, CorruptPage, Item, ItemKind, Piece
+from cloudsave.model.item import CorruptPage, Item, ItemKind, Piece, StreamPiece
 from cloudsave.model.position import Position
 
 METHOD = "mariadb-backup"
@@ -36,17 +36,6 @@ _OPTIONS = "backup-my.cnf"
 _INNODB = re.compile(r"(?:.+/)?(?:[^/]+\.ibd|ibdata\d+|undo\d+)")
 _DOUBLEWRITE_PAGES = range(64, 192)
 """Of the first system file: copies of other pages, torn ones among them."""
-
-
-class StreamPiece(ContentPiece):
-    """Part of a file of which more may come: its size so far is one more than what is known."""
-
-    def __init__(self, item: Item, offset: int, content: memoryview, *, last: bool) -> None:
-        super().__init__(item, b"")
-        self.offset = offset
-        self.length = len(content)
-        self.item = replace(item, size_bytes=offset + len(content) + (not last))
-        self._content = content
 
 
 @dataclass(slots=True)

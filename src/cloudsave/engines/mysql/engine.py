@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
-from cloudsave.engines.binlog.connection import Session
+from cloudsave.engines.api import BackupSource
+from cloudsave.engines.binlog.connection import Session, connect
 from cloudsave.engines.binlog.engine import BinlogEngine, Product
 from cloudsave.engines.binlog.findings import Facts, Rules
 from cloudsave.engines.binlog.identity import identity_of, release_of
-from cloudsave.engines.binlog.log import Flavour
-from cloudsave.errors import UnusableUrl
+from cloudsave.engines.binlog.log import Flavour, ask_clock, ask_end
+from cloudsave.engines.mysql.clone_session import CloneSession
+from cloudsave.engines.mysql.cloneable import require_cloneable
+from cloudsave.engines.mysql.source import MysqlSource, ServerMoment
+from cloudsave.errors import UnusableUrl, UsageError
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.model.identity import SourceIdentity
 
 NAME = "mysql"
+RESTORE_SETTINGS = (
+    "lower_case_table_names",
+    "character_set_server",
+    "collation_server",
+    "innodb_page_size",
+    "innodb_data_file_path",
+    "gtid_mode",
+)
+"""What a restored server must be told alike."""
 VERSION_MIN = (8, 4)
 """Before it, the statements about replication have other names."""
 _IDENTITY = "SELECT VERSION(), @@server_uuid, @@datadir, @@innodb_page_size, @@read_only"
@@ -73,6 +86,8 @@ _RULES = Rules(
     rights=(
         (("REPLICATION SLAVE",), "receive the binlog"),
         (("REPLICATION CLIENT",), "see where the binlog ends"),
+        (("BACKUP_ADMIN",), "clone the server for base backups"),
+        (("SELECT",), "see tables that a clone would leave out"),
     ),
     checks=(_gtid_mode, _encryption),
 )
@@ -83,3 +98,32 @@ class MysqlEngine(BinlogEngine):
 
     def __init__(self, url: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(url, Product(NAME, _FLAVOUR, _RULES, _identity), clock=clock)
+
+    def backup_source(
+        self,
+        *,
+        mode: str,
+        fast: bool,  # noqa: ARG002
+        label: str,  # noqa: ARG002
+    ) -> BackupSource:
+        """See `Engine.backup_source`: always over the SQL port. Raises: UsageError, UnsuitableSettings."""
+        if mode == "local":
+            raise UsageError(
+                "cannot back up MySQL from its files",
+                detail="It is cloned over a connection, from this host or another one.",
+                hints=["leave --mode out"],
+            )
+        with connect(self._url) as session:
+            identity = _identity(session)
+            require_cloneable(session)
+        return MysqlSource(identity, self._clone_session, self._ask)
+
+    def _clone_session(self) -> CloneSession:
+        return CloneSession(connect(self._url), connect(self._url), self._clock)
+
+    def _ask(self) -> ServerMoment:
+        with connect(self._url) as session:
+            known = session.variables("%")
+            end = ask_end(session, _FLAVOUR.status_statement)
+            settings = {name: known[name] for name in RESTORE_SETTINGS if name in known}
+            return ServerMoment(end, ask_clock(session), settings)

@@ -6,7 +6,9 @@ import struct
 
 import pytest
 
-from cloudsave.engines.binlog.cut import MARIADB_GTID_LIST, cut_mariadb
+from cloudsave.engines.binlog.cut import MARIADB_GTID_LIST, GtidSet, cut_mariadb, cut_mysql
+from cloudsave.engines.binlog.format_event import MYSQL_ANONYMOUS
+from cloudsave.errors import UnsuitableSettings
 from tests.unit.engines.binlog.synthetic import File
 
 
@@ -43,3 +45,39 @@ def test_a_transaction_that_is_cut_off_is_left_out() -> None:
     for missing in (1, 20, 60):
         cut = cut_mariadb(bytes(made.content[:-missing]), stop=1 << 32, inclusive=False)
         assert (cut.place, cut.executed[0]) == (begin, "0-11-6")
+
+
+UUID_TEXT = "a43a2c1b-e94e-11f1-a479-02fc00000001"
+
+
+def mysql_file() -> File:
+    made = File()
+    for number in (5, 6, 8):
+        made.mysql(number, instant_us=number)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("index", "inclusive", "gtids"), [(0, False, ""), (1, False, ":5-5"), (2, True, ":5-6:8-8")]
+)
+def test_a_transaction_of_mysql_is_in_it_or_not(index: int, gtids: str, *, inclusive: bool) -> None:
+    made, found = mysql_file(), GtidSet()
+    begin, end, _ = made.transactions[index]
+    place = cut_mysql(bytes(made.content), found, stop=begin, inclusive=inclusive)
+    assert place == (end if inclusive else begin)
+    assert str(found) == (UUID_TEXT + gtids if gtids else "")
+
+
+def test_a_transaction_of_mysql_that_is_cut_off_is_left_out() -> None:
+    made, found = mysql_file(), GtidSet()
+    assert (
+        cut_mysql(bytes(made.content[:-1]), found, stop=1 << 32, inclusive=False) == made.transactions[-1][0]
+    )
+    assert str(found) == f"{UUID_TEXT}:5-6"
+
+
+def test_a_transaction_without_a_gtid_is_refused() -> None:
+    made = File()
+    made.add(MYSQL_ANONYMOUS, bytes(60))
+    with pytest.raises(UnsuitableSettings, match="without a GTID"):
+        cut_mysql(bytes(made.content), GtidSet(), stop=1 << 32, inclusive=False)

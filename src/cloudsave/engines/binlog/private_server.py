@@ -1,5 +1,5 @@
 """
-A MariaDB server of our own making: it ends with us, listens where nobody else can connect, and is talked to
+A server of our own making: it ends with us, listens where nobody else can connect, and is talked to
 by one account with a password of this run.
 """
 
@@ -29,6 +29,8 @@ START_SECONDS_MAX = 3600.0
 STOP_SECONDS_MAX = 3600.0
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 12
+BUFFER_POOL_BYTES_MAX = 1 << 30
+_COPIED = ("character_set_server", "collation_server", "lower_case_table_names")
 _SET_PARENT_DEATH_SIGNAL = 1
 _libc = ctypes.CDLL(None)
 
@@ -40,7 +42,8 @@ def _die_with_parent() -> None:
 class PrivateServer:
     """One server. Order: start, connect..., stop; `close` removes what it needed beside its data."""
 
-    def __init__(self, program: Path, data: Path, user: ServerUser | None, clock: Clock) -> None:
+    def __init__(self, engine: str, program: Path, data: Path, user: ServerUser | None, clock: Clock) -> None:
+        self._engine = engine
         self._program = program
         self._data = data
         self._user = user
@@ -64,7 +67,7 @@ class PrivateServer:
     @property
     def url(self) -> str:
         """Without the password."""
-        return f"mariadb://{ACCOUNT}@localhost?socket={quote(str(self.socket), safe='')}"
+        return f"{self._engine}://{ACCOUNT}@localhost?socket={quote(str(self.socket), safe='')}"
 
     def start(self, settings: Mapping[str, str], statements: Sequence[str]) -> Session:
         """
@@ -166,6 +169,24 @@ def account_statements(password: str, host: str, rights: str) -> list[str]:
     """What makes our account, unseen by any binlog."""
     return [
         "SET sql_log_bin = 0",
-        f"CREATE OR REPLACE USER '{ACCOUNT}'@'{host}' IDENTIFIED BY '{password}'",
+        f"DROP USER IF EXISTS '{ACCOUNT}'@'{host}'",
+        f"CREATE USER '{ACCOUNT}'@'{host}' IDENTIFIED BY '{password}'",
         f"GRANT {rights} ON *.* TO '{ACCOUNT}'@'{host}' WITH GRANT OPTION",
     ]
+
+
+def copied_settings(base: Mapping[str, str]) -> dict[str, str]:
+    """What a server must be told as the source was; names that it does not know are passed over."""
+    names = [name for name in base if name.startswith("innodb_") or name in _COPIED]
+    return {f"loose-{name.replace('_', '-')}": base[name].strip() for name in names}
+
+
+def random_server_id(clock: Clock) -> str:
+    """Of a server that nobody else has."""
+    return str(0x40000000 | int.from_bytes(clock.random_bytes(3), "little"))
+
+
+def buffer_pool_bytes() -> int:
+    """For a server that has the machine for itself while it replays, but not all of its memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(BUFFER_POOL_BYTES_MAX, memory // 4) >> 20 << 20
