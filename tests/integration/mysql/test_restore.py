@@ -74,7 +74,7 @@ def fill(cluster: BinlogCluster, count: int) -> None:
         "USE d",
         f"SET SESSION {depth} = {count}",
         "INSERT INTO d.t (x) WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n <"
-        f" {count}) SELECT REPEAT(MD5(RAND()), 100) FROM s",
+        f" {count}) SELECT REPEAT(SHA2(RAND(), 256), 50) FROM s",
     )
 
 
@@ -192,7 +192,7 @@ def test_the_next_backup_stores_the_changed_pages_only(product: Product) -> None
     cluster.restart()  # Else pages are in memory and in the redo log alone.
     product.run("backup", "db")
     first = product.json("show", newest(product))
-    cluster.sql("UPDATE d.t SET x = REPEAT(MD5(RAND()), 100) WHERE id % 2000 = 0")
+    cluster.sql("UPDATE d.t SET x = REPEAT(SHA2(RAND(), 256), 50) WHERE id % 2000 = 0")
     cluster.restart()
     product.run("backup", "db")
     second = product.json("show", newest(product))
