@@ -213,6 +213,7 @@ def main() -> int:
         folder.chmod(0o755)
         (folder / "product").mkdir()
         factory = BinlogClusterFactory(folder)
+        factory.user.own(folder)
         try:
             cluster = factory.create(server, conf=CONF[engine])
             result = measure(cluster, folder, options)

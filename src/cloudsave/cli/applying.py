@@ -11,7 +11,7 @@ from cloudsave.engines.apply_api import LogApplier
 from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import ExitCode, UsageError
 from cloudsave.model.log import instant_from_us
-from cloudsave.recovery.apply import ApplyContext, apply_log
+from cloudsave.recovery.apply import ApplyContext, apply_log, held
 from cloudsave.recovery.bring_up import BringUpOptions
 from cloudsave.recovery.plan import RecoveryPlan
 from cloudsave.recovery.restore import RestoredFiles
@@ -42,8 +42,17 @@ def run_applier(
     options: BringUpOptions,
 ) -> ExitCode | None:
     """Replay and compare; with `look` the server runs until Ctrl-C."""
-    formats, applier = parts
-    work = ApplyContext(lineage, formats, applier, context.progress)
+    with held(files.directory) as journal:
+        return _run(context, ApplyContext(lineage, *parts, context.progress, journal), plan, files, options)
+
+
+def _run(
+    context: CommandContext,
+    work: ApplyContext,
+    plan: RecoveryPlan,
+    files: RestoredFiles,
+    options: BringUpOptions,
+) -> ExitCode | None:
     applied = apply_log(plan, files.directory, work, options)
     last = instant_from_us(plan.last_commit.instant_us) if plan.last_commit else None
     facts = {
@@ -76,4 +85,4 @@ def run_applier(
     except KeyboardInterrupt:
         return ExitCode.DONE
     finally:
-        applier.stop()
+        work.applier.stop()

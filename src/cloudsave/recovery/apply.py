@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloudsave.engines.apply_api import AppliedState, ApplyLog, ApplyRequest, LogApplier
 from cloudsave.engines.dialect_api import Dialect
-from cloudsave.errors import NotEnoughSpace, RecoveryMismatch, TargetUnreachable
+from cloudsave.errors import (
+    LockError,
+    NotEnoughSpace,
+    RecoveryMismatch,
+    TargetDirectoryInUse,
+    TargetUnreachable,
+)
 from cloudsave.model.ledger import Extent
 from cloudsave.model.log import LogSegment
 from cloudsave.recovery.bring_up import BringUpOptions
 from cloudsave.recovery.durable import sync_file_systems
 from cloudsave.recovery.journal import JOURNAL_FILES, Journal
 from cloudsave.recovery.plan import RecoveryPlan
-from cloudsave.recovery.restore import SPACE_RESERVE_BYTES, finish_restore
+from cloudsave.recovery.restore import SPACE_RESERVE_BYTES
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.log_copies import reading_copies
 from cloudsave.telemetry import Progress
@@ -40,6 +47,8 @@ class ApplyContext:
     dialect: Dialect
     applier: LogApplier
     progress: Progress
+    journal: Journal
+    """Of the directory, held by `held`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,12 @@ def begin_anew(directory: Path) -> bool:
     with Journal(directory) as journal:
         head = journal.head()
         if head is None:
-            return False
+            begun.unlink()
+            raise TargetDirectoryInUse(
+                f"directory holds a restore that is complete: {directory}",
+                detail="It was killed when all was done. Nothing was touched now.",
+                hints=["start the server on it, or choose another directory"],
+            )
         # From here on nothing in it counts as restored; the mark goes last.
         journal.forget_files(head)
         for path in directory.iterdir():
@@ -73,6 +87,23 @@ def begin_anew(directory: Path) -> bool:
                 path.unlink()
         begun.unlink()
     return True
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[Journal]:
+    """
+    Keep every other restore out of a directory whose files are complete. Raises: LockError.
+
+    Invariant: held from before the mark is put until no server of ours runs there. Another restore would take
+    the mark for that of a killed one, and remove the files under a server that goes on and tells of success.
+    """
+    with Journal(directory) as journal:
+        if journal.head() is None or (directory / BEGUN_NAME).exists():
+            raise LockError(
+                f"another restore has worked in {directory} meanwhile",
+                hints=["look whether it is complete, or run the command again"],
+            )
+        yield journal
 
 
 def apply_log(plan: RecoveryPlan, directory: Path, context: ApplyContext, options: BringUpOptions) -> Applied:
@@ -106,8 +137,9 @@ def apply_log(plan: RecoveryPlan, directory: Path, context: ApplyContext, option
             return Applied(state, applier.look())
         applier.hand_over()
         sync_file_systems([directory])
+        # In this order: a mark without a journal says that the restore was complete.
+        context.journal.finish()
         (directory / BEGUN_NAME).unlink()
-        finish_restore(directory)
     except BaseException:
         applier.stop()
         raise

@@ -254,6 +254,56 @@ def test_restore_that_is_killed_while_it_replays_begins_anew(product: Product, r
         assert rows(server) == [f"row {number}" for number in range(300)] + ["the last one"]
 
 
+def test_two_restores_into_one_directory_do_not_meet(product: Product, restores: Restores) -> None:
+    """The second one took the first one's mark for that of a killed restore, and removed its files."""
+    cluster = product.cluster
+    small(cluster)
+    capture = product.capture()
+    product.run("backup", "db")
+    with cluster.connect() as session, session.cursor() as cursor:
+        for number in range(15_000):
+            cursor.execute("INSERT INTO d.t (x) VALUES (%s)", (f"row {number}",))
+    insert(cluster, "the last one")
+    in_log(product, "the last one")
+    product.stop(capture)
+    into = restores.new()
+    first = restores.begin(into, "--latest")
+    reached(first, into / "cloudsave.restore.applying")
+    assert first.poll() is None
+    told = product.run(*restores.arguments(into, "--latest"), status=6)
+    assert "CS-7001" in told
+    assert first.wait(timeout=120) == 0
+    with restores.server(into) as server:
+        assert len(rows(server)) == 15_001
+
+
+def test_settings_on_which_replayed_statements_depend_are_the_sources(
+    binlog_clusters: BinlogClusterFactory, binlog_server: BinlogServer, tmp_path: Path
+) -> None:
+    conf = {"default_time_zone": "+09:00", "innodb_strict_mode": "OFF"}
+    cluster = binlog_clusters.create(binlog_server, conf=conf)
+    if cluster.engine == "mysql":
+        cluster.sql("INSTALL PLUGIN clone SONAME 'mysql_clone.so'")
+    product = Product(tmp_path, cluster)
+    try:
+        small(cluster)
+        cluster.sql("CREATE TABLE d.w (w DATETIME)", "INSERT INTO d.w VALUES ('2026-06-01 12:00:00')")
+        capture = product.capture()
+        product.run("backup", "db")
+        cluster.sql("ALTER TABLE d.w MODIFY w TIMESTAMP NULL")
+        cluster.sql("CREATE TABLE d.lax (i INT) ROW_FORMAT = COMPRESSED KEY_BLOCK_SIZE = 32")
+        insert(cluster, "the last one")
+        in_log(product, "the last one")
+        product.stop(capture)
+        restores = Restores(product)
+        with restores.server(restores.restore("--latest")) as server:
+            asked = "SELECT UNIX_TIMESTAMP(w) FROM d.w"
+            assert server.sql(asked) == cluster.sql(asked)
+            assert server.sql("SELECT COUNT(*) FROM d.lax") == [(0,)]
+    finally:
+        product.close()
+
+
 def test_a_hole_in_the_log_is_refused_before_anything_is_touched(
     product: Product, restores: Restores
 ) -> None:

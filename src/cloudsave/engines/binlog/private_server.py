@@ -30,12 +30,12 @@ STOP_SECONDS_MAX = 3600.0
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 12
 BUFFER_POOL_BYTES_MAX = 1 << 30
-_COPIED = ("character_set_server", "collation_server", "lower_case_table_names")
 _SET_PARENT_DEATH_SIGNAL = 1
 _libc = ctypes.CDLL(None)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For a child: the kernel kills it when we end, however that is."""
     _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
@@ -98,7 +98,7 @@ class PrivateServer:
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call that allocates nothing
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call that allocates nothing
                 **(self._user.process_arguments() if self._user else {}),  # type: ignore[call-overload]
             )
         deadline = self._clock.monotonic() + START_SECONDS_MAX
@@ -173,12 +173,6 @@ def account_statements(password: str, host: str, rights: str) -> list[str]:
         f"CREATE USER '{ACCOUNT}'@'{host}' IDENTIFIED BY '{password}'",
         f"GRANT {rights} ON *.* TO '{ACCOUNT}'@'{host}' WITH GRANT OPTION",
     ]
-
-
-def copied_settings(base: Mapping[str, str]) -> dict[str, str]:
-    """What a server must be told as the source was; names that it does not know are passed over."""
-    names = [name for name in base if name.startswith("innodb_") or name in _COPIED]
-    return {f"loose-{name.replace('_', '-')}": base[name].strip() for name in names}
 
 
 def random_server_id(clock: Clock) -> str:

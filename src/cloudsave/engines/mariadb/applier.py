@@ -39,11 +39,12 @@ from cloudsave.engines.binlog.private_server import (
     PrivateServer,
     account_statements,
     buffer_pool_bytes,
-    copied_settings,
+    die_with_parent,
     free_port,
     random_server_id,
 )
 from cloudsave.engines.binlog.programs import UNPRIVILEGED_USERS, find_program, parse_release
+from cloudsave.engines.binlog.server_settings import copied_settings
 from cloudsave.engines.processes import ServerUser, server_user
 from cloudsave.errors import IntegrityError, RecoveryError, ServerDidNotStart
 
@@ -54,6 +55,8 @@ GTID_SETTING = "gtid_binlog_pos"
 PREPARE_MEMORY = "512M"
 APPLY_THREADS_MAX = 4
 PREPARE_LOG_LINES = 12
+RELAY_BYTES_MAX = "1G"
+"""Limit: of the log that has been sent and not been applied yet."""
 _INFO_FILES = (
     "backup-my.cnf",
     *(f"{owner}_{kind}" for owner in ("xtrabackup", "mariadb_backup") for kind in ("info", "checkpoints")),
@@ -102,6 +105,7 @@ class MariadbApplier:
             errors="replace",
             check=False,
             cwd="/",
+            preexec_fn=die_with_parent,
             **(self._user.process_arguments() if self._user else {}),  # type: ignore[call-overload]
         )
         lines = done.stderr.splitlines()
@@ -130,6 +134,7 @@ class MariadbApplier:
             "relay-log-info-file": str(place / "relay-log.info"),
             "slave-parallel-threads": str(min(APPLY_THREADS_MAX, os.cpu_count() or 1)),
             "slave-max-allowed-packet": "1G",
+            "relay-log-space-limit": RELAY_BYTES_MAX,
             "max-allowed-packet": "1G",
             # Nothing is durable before the shutdown; a restore that is killed begins anew.
             "innodb-flush-log-at-trx-commit": "0",

@@ -14,6 +14,7 @@ from cloudsave.engines.binlog.findings import Facts, Rules
 from cloudsave.engines.binlog.identity import identity_of, release_of
 from cloudsave.engines.binlog.log import Flavour, ask_clock, ask_end
 from cloudsave.engines.binlog.programs import find_program, parse_release
+from cloudsave.engines.binlog.server_settings import restore_settings
 from cloudsave.engines.mariadb.backup_program import BackupProgram
 from cloudsave.engines.mariadb.source import MariadbSource
 from cloudsave.errors import ServerToolsMissing, SourceUnreadable, UnsuitableSettings, UnusableUrl, UsageError
@@ -23,8 +24,6 @@ from cloudsave.model.identity import SourceIdentity
 NAME = "mariadb"
 VERSION_MIN = (10, 6)
 BACKUP_PROGRAMS = ("mariadb-backup", "mariabackup")
-RESTORE_SETTINGS = ("lower_case_table_names", "character_set_server", "collation_server")
-"""What a restored server must be told alike."""
 _SEND_ANNOTATE_ROWS = 2
 _IDENTITY = (
     "SELECT @@gtid_domain_id, @@server_id, @@datadir, @@innodb_page_size, @@read_only, @@encrypt_binlog"
@@ -167,7 +166,6 @@ class MariadbEngine(BinlogEngine):
 
     def _ask(self) -> tuple[int, int, Mapping[str, Any]]:
         with connect(self._url) as session:
-            known = session.variables("%")
             end = ask_end(session, _FLAVOUR.status_statement)
-            settings = {name: known[name] for name in RESTORE_SETTINGS if name in known}
+            settings = restore_settings(session)
             return end, ask_clock(session), settings

@@ -30,10 +30,10 @@ from cloudsave.engines.binlog.private_server import (
     PrivateServer,
     account_statements,
     buffer_pool_bytes,
-    copied_settings,
     random_server_id,
 )
 from cloudsave.engines.binlog.programs import UNPRIVILEGED_USERS, find_program, parse_release
+from cloudsave.engines.binlog.server_settings import copied_settings
 from cloudsave.engines.mysql.format_changes import read_changes
 from cloudsave.engines.mysql.source import CHANGES_FILE, FILE_MODE
 from cloudsave.engines.processes import ServerUser, server_user
@@ -50,6 +50,9 @@ _SCHEMAS = (
 )
 
 
+_WITHIN = "SELECT GTID_SUBTRACT(%s, GTID_SUBTRACT(%s, %s)) = GTID_SUBTRACT(%s, '')"
+
+
 class MysqlApplier:
     """`LogApplier` of MySQL."""
 
@@ -61,6 +64,8 @@ class MysqlApplier:
         self._server: PrivateServer | None = None
         self._session: Session | None = None
         self._wanted = GtidSet()
+        self._all = GtidSet()
+        """Of the last file, what lies behind the end of replay too."""
         self._relay_begins: dict[str, int] = {}
 
     # ---- the life of a restored directory
@@ -116,6 +121,13 @@ class MysqlApplier:
     def apply(self, passed: Callable[[int], None]) -> AppliedState:
         """See `LogApplier.apply`."""
         base, wanted = self._executed(), str(self._wanted)
+        ((within,),) = self._rows(_WITHIN, base, str(self._all), wanted, base)
+        if not within:
+            raise IntegrityError(
+                "clone holds transactions that lie behind the target",
+                detail=f"It has {base}; wanted is {wanted}.",
+                hints=["choose an earlier backup with --backup", "please report this"],
+            )
         if not self._subset(wanted, base):
             self._execute(wanted, passed)
         reached = self._executed()
@@ -200,7 +212,10 @@ class MysqlApplier:
                 continue
             last = number_of(begin) == number_of(log.stop)
             stop = max(place_of(log.stop), len(MAGIC)) if last else LOG_FILE_BYTES
-            place = cut_mysql(path.read_bytes(), self._wanted, stop=stop, inclusive=log.inclusive and last)
+            content = path.read_bytes()
+            place = cut_mysql(content, self._wanted, stop=stop, inclusive=log.inclusive and last)
+            if last:
+                cut_mysql(content, self._all, stop=LOG_FILE_BYTES, inclusive=False)
             os.truncate(path, place)
             relay = log.directory / f"{RELAY}.{number:06}"
             path.rename(relay)

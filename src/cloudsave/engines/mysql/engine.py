@@ -11,6 +11,7 @@ from cloudsave.engines.binlog.engine import BinlogEngine, Product
 from cloudsave.engines.binlog.findings import Facts, Rules
 from cloudsave.engines.binlog.identity import identity_of, release_of
 from cloudsave.engines.binlog.log import Flavour, ask_clock, ask_end
+from cloudsave.engines.binlog.server_settings import restore_settings
 from cloudsave.engines.mysql.clone_session import CloneSession
 from cloudsave.engines.mysql.cloneable import require_cloneable
 from cloudsave.engines.mysql.source import MysqlSource, ServerMoment
@@ -19,15 +20,6 @@ from cloudsave.model.finding import Finding, Severity
 from cloudsave.model.identity import SourceIdentity
 
 NAME = "mysql"
-RESTORE_SETTINGS = (
-    "lower_case_table_names",
-    "character_set_server",
-    "collation_server",
-    "innodb_page_size",
-    "innodb_data_file_path",
-    "gtid_mode",
-)
-"""What a restored server must be told alike."""
 VERSION_MIN = (8, 4)
 """Before it, the statements about replication have other names."""
 _IDENTITY = "SELECT VERSION(), @@server_uuid, @@datadir, @@innodb_page_size, @@read_only"
@@ -123,7 +115,6 @@ class MysqlEngine(BinlogEngine):
 
     def _ask(self) -> ServerMoment:
         with connect(self._url) as session:
-            known = session.variables("%")
             end = ask_end(session, _FLAVOUR.status_statement)
-            settings = {name: known[name] for name in RESTORE_SETTINGS if name in known}
+            settings = restore_settings(session)
             return ServerMoment(end, ask_clock(session), settings)

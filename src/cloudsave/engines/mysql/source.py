@@ -48,6 +48,8 @@ class _File:
     """A file that is coming in, from its begin on."""
 
     item: Item
+    size_bytes: int
+    """As announced; the file may have grown since."""
     received: int = 0
     rest: bytes = b""
     form: PageForm | None = None
@@ -69,7 +71,8 @@ class MysqlSource:
         self._session: CloneSession | None = None
         self._names: dict[int, str] = {}
         self._sizes: dict[str, int] = {}
-        self._open: _File | None = None
+        self._open: dict[str, _File] = {}
+        """Files that are coming in, by path; several may be under way at once."""
         self._forms: dict[str, PageForm | None] = {}
         self._changes = bytearray(MAGIC)
         self._changes_begin = 0
@@ -98,7 +101,7 @@ class MysqlSource:
         for one in self._session.received():
             descriptor = one.descriptor
             if isinstance(descriptor, FileDescriptor):
-                yield from self._file(descriptor)
+                self._file(descriptor)
             elif isinstance(descriptor, DataDescriptor):
                 yield from self._take(descriptor, one.data)
             else:
@@ -133,9 +136,10 @@ class MysqlSource:
 
     def _state(self, state: StateDescriptor) -> Iterator[Piece]:
         if state.state == State.FILE and not state.flags:
-            yield from self._end_file()
+            for path in list(self._open):
+                yield from self._end_file(path)
 
-    def _file(self, file: FileDescriptor) -> Iterator[Piece]:
+    def _file(self, file: FileDescriptor) -> None:
         if file.state == State.REDO:
             path = f"#innodb_redo/#ib_redo{file.index}"
             self._sizes[path] = max(self._sizes.get(path, 0), file.size_bytes)
@@ -146,7 +150,6 @@ class MysqlSource:
                 detail=f"It tells anew of file {file.name!r}, although DDL was blocked.",
                 hints=["run the backup again"],
             )
-        yield from self._end_file()
         if not file.name or any(part in ("", ".", "..") for part in file.name.split("/")):
             raise UnsuitableSettings(
                 "cannot back up tables outside of the data directory",
@@ -156,7 +159,9 @@ class MysqlSource:
         self._names[file.index] = file.name
         self._sizes[file.name] = file.size_bytes
         page_bytes = 0 if file.name in _UNPAGED else self._identity.page_bytes
-        self._open = _File(Item(file.name, ItemKind.FILE, FILE_MODE, page_bytes=page_bytes))
+        self._open[file.name] = _File(
+            Item(file.name, ItemKind.FILE, FILE_MODE, page_bytes=page_bytes), file.size_bytes
+        )
 
     def _take(self, data: DataDescriptor, content: memoryview) -> Iterator[Piece]:
         redo = data.state == State.REDO
@@ -166,9 +171,8 @@ class MysqlSource:
         self._sizes[path] = max(self._sizes.get(path, 0), data.offset + data.length, data.file_bytes)
         if not data.length:
             return
-        file = self._open
-        follows = file is not None and (path, data.offset) == (file.item.path, file.received)
-        if file is not None and follows and data.state == State.FILE:
+        file = self._open.get(path)
+        if file is not None and data.state == State.FILE and data.offset == file.received:
             yield from self._append(file, content)
             return
         if not redo:
@@ -187,12 +191,13 @@ class MysqlSource:
         file.rest = bytes(data[whole:])
         if whole:
             yield StreamPiece(file.item, begin, data[:whole], last=False)
+        if file.received >= file.size_bytes:
+            yield from self._end_file(file.item.path)
 
-    def _end_file(self) -> Iterator[Piece]:
-        file, self._open = self._open, None
-        if file is not None:
-            begin = file.received - len(file.rest)
-            yield StreamPiece(file.item, begin, memoryview(file.rest), last=True)
+    def _end_file(self, path: str) -> Iterator[Piece]:
+        file = self._open.pop(path)
+        begin = file.received - len(file.rest)
+        yield StreamPiece(file.item, begin, memoryview(file.rest), last=True)
 
     def _changes_pieces(self, *, last: bool) -> Iterator[Piece]:
         if not last and len(self._changes) < CHANGES_PIECE_BYTES:
