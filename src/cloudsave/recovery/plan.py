@@ -79,11 +79,6 @@ class RecoveryPlan:
         return self.backup.log_begin
 
     @property
-    def log_bytes(self) -> int:
-        """Bytes of log to replay."""
-        return self.stop.log_end - self.log_begin
-
-    @property
     def log_stored_bytes(self) -> int:
         """Bytes of log objects to fetch."""
         return sum(segment.size_bytes for segment in self.segments)
@@ -102,7 +97,6 @@ class RecoveryPlan:
             "last_commit": _commit_dict(last),
             "first_commit_left_out": _commit_dict(left_out),
             "data_bytes": self.backup.data_bytes,
-            "log_bytes": self.log_bytes,
             "log_stored_bytes": self.log_stored_bytes,
             "log_segments": [[one.branch, one.first, one.last] for one in self.segments],
             "notes": list(self.notes),
@@ -115,7 +109,7 @@ class RecoveryPlan:
         lines = [
             f"backup       {self.backup.backup_id} ({self.backup.data_bytes} bytes of files)",
             f"branches     {' -> '.join(step[0] for step in self.path)}",
-            f"log          {len(self.segments)} objects, {self.log_bytes} bytes to replay",
+            f"log          {len(self.segments)} objects, {self.log_stored_bytes} bytes as they are stored",
             f"stops at     {self.position_text}, that record {way}",
             f"last commit  {_commit_text(last)}",
             f"left out     {_commit_text(left_out)}",

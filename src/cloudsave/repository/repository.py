@@ -89,7 +89,9 @@ class Repository:
         if passphrase is not None:
             slots.append(passphrase_slot(repository_key, passphrase, clock=clock))
         for slot in slots:
-            store.put(f"{KEYS}{clock.random_bytes(8).hex()}", [slot])
+            name = f"{KEYS}{clock.random_bytes(8).hex()}"
+            store.put(name, [slot])
+        _prove_conditional_put(store, name, slot)
         repository_id = clock.random_bytes(16).hex()
         head = {
             "format": FORMAT_VERSION,
@@ -98,12 +100,10 @@ class Repository:
             "features": [],
             "created_utc": clock.now().isoformat(timespec="seconds"),
         }
-        content = write_plain(head)
         try:
-            store.put(REPOSITORY_OBJECT, [content])
+            store.put(REPOSITORY_OBJECT, [write_plain(head)])
         except ObjectExists as error:
             raise _exists(store) from error
-        _prove_conditional_put(store, content)
         return CreatedRepository(Repository(store, repository_id, repository_key, clock=clock), recovery_key)
 
     @staticmethod
@@ -199,10 +199,10 @@ class Repository:
         return slot_id
 
 
-def _prove_conditional_put(store: ObjectStore, content: bytes) -> None:
+def _prove_conditional_put(store: ObjectStore, name: str, content: bytes) -> None:
     """The same object once more must be refused. Some servers take the condition and ignore it."""
     try:
-        store.put(REPOSITORY_OBJECT, [content])
+        store.put(name, [content])
     except ObjectExists:
         return
     raise StoreUnfit(
