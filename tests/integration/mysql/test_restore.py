@@ -352,6 +352,13 @@ def test_a_transaction_of_another_server_is_not_taken_for_ours(product: Product,
         assert rows(server) == ["ours"]
 
 
+def clone_finding(product: Product) -> str:
+    """What `check` says of the plugin."""
+    findings = product.json("check", "db", status=3)["findings"]
+    (severity,) = [one["severity"] for one in findings if one["subject"] == "clone"]
+    return str(severity)
+
+
 @pytest.mark.engine("mysql")
 def test_what_a_clone_cannot_do_is_refused(product: Product) -> None:
     cluster = product.cluster
@@ -360,7 +367,9 @@ def test_what_a_clone_cannot_do_is_refused(product: Product) -> None:
     told = product.run("backup", "db", status=1)
     assert "CS-2004" in told
     assert "d.other (MyISAM)" in told
+    assert clone_finding(product) == "ok"
     cluster.sql("DROP TABLE d.other", "UNINSTALL PLUGIN clone")
+    assert clone_finding(product) == "problem"
     assert "INSTALL PLUGIN clone" in product.run("backup", "db", status=1)
     cluster.sql(
         "INSTALL PLUGIN clone SONAME 'mysql_clone.so'",

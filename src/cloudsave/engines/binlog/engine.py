@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
-from cloudsave.engines.api import BackupSource, LogSource
+from cloudsave.engines.api import LogSource
 from cloudsave.engines.binlog.connection import Session, connect, connect_options
 from cloudsave.engines.binlog.dialect import BinlogDialect
 from cloudsave.engines.binlog.findings import Rules, gather_findings
 from cloudsave.engines.binlog.log import BinlogLogSource, Flavour
-from cloudsave.errors import UnsuitableSettings, UsageError
+from cloudsave.errors import UsageError
 from cloudsave.model.engine_facts import SlotState
 from cloudsave.model.finding import Finding
 from cloudsave.model.identity import SourceIdentity
@@ -28,7 +28,7 @@ class Product:
 
 
 class BinlogEngine:
-    """`Engine` of a MySQL or MariaDB server, by its source URL."""
+    """`Engine` of a MySQL or MariaDB server, by its source URL, but for base backups."""
 
     def __init__(self, url: str, product: Product, *, clock: Clock = SYSTEM_CLOCK) -> None:
         connect_options(url)
@@ -46,20 +46,6 @@ class BinlogEngine:
         """See `Engine.findings`."""
         with connect(self._url) as session:
             return gather_findings(session, self._product.identity(session), self._product.rules)
-
-    def backup_source(
-        self,
-        *,
-        mode: str,  # noqa: ARG002
-        fast: bool,  # noqa: ARG002
-        label: str,  # noqa: ARG002
-    ) -> BackupSource:
-        """See `Engine.backup_source`. Raises: UnsuitableSettings where only the log can be captured."""
-        raise UnsuitableSettings(
-            f"cannot take base backups of {self._product.name}",
-            detail="This release captures the binlog of such servers, and nothing else of them.",
-            hints=["take base backups with the server's own tools, and note their binlog position"],
-        )
 
     def log_source(
         self,

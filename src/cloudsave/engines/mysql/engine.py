@@ -74,6 +74,28 @@ def _encryption(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _clone(facts: Facts) -> Iterator[Finding]:
+    if "clone_buffer_size" in facts.settings:  # A variable of the plugin's, there only while it is active.
+        yield Finding(Severity.OK, "clone", "the plugin clone is active: base backups are possible")
+        return
+    yield Finding(
+        Severity.PROBLEM,
+        "clone",
+        "the plugin clone is not active: base backups are not possible",
+        "INSTALL PLUGIN clone SONAME 'mysql_clone.so'",
+    )
+
+
+def _doublewrite(facts: Facts) -> Iterator[Finding]:
+    if facts.settings.get("innodb_doublewrite", "ON").upper() not in ("ON", "1", "DETECT_AND_RECOVER"):
+        yield Finding(
+            Severity.WARNING,
+            "innodb_doublewrite",
+            "innodb_doublewrite is off: a crash may tear pages of the source",
+            "turn it on in the server's configuration, unless its file system never tears a page",
+        )
+
+
 _RULES = Rules(
     rights=(
         (("REPLICATION SLAVE",), "receive the binlog"),
@@ -81,7 +103,7 @@ _RULES = Rules(
         (("BACKUP_ADMIN",), "clone the server for base backups"),
         (("SELECT",), "see tables that a clone would leave out"),
     ),
-    checks=(_gtid_mode, _encryption),
+    checks=(_gtid_mode, _encryption, _clone, _doublewrite),
 )
 
 
