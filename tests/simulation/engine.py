@@ -166,6 +166,18 @@ class Dialect:
             raise IntegrityError("history is malformed")
         return tuple(BranchPoint(branch, int(offset)) for branch, offset in rows)
 
+    def first_branch(self, system_identifier: str) -> str:
+        """See `Dialect.first_branch`."""
+        return FIRST_BRANCH
+
+    def transaction_text(self, log: memoryview) -> str:
+        """See `Dialect.transaction_text`."""
+        return ""
+
+    def parse_transaction(self, text: str) -> int:
+        """See `Dialect.parse_transaction`."""
+        return int(text)
+
     def indexer(self, start: Position, *, log_file_bytes: int, system_identifier: str) -> Indexer:
         """See `Dialect.indexer`."""
         return Indexer(start.offset)

@@ -95,6 +95,15 @@ class FakeDialect:
         rows = (line.split() for line in content.decode().splitlines())
         return tuple(BranchPoint(branch, int(offset)) for branch, offset in rows)
 
+    def first_branch(self, system_identifier: str) -> str:
+        return "1"
+
+    def transaction_text(self, log: memoryview) -> str:
+        return ""
+
+    def parse_transaction(self, text: str) -> int:
+        return int(text)
+
     def indexer(self, start: Position, *, log_file_bytes: int, system_identifier: str) -> FakeIndexer:
         assert start.offset % RECORD_BYTES == 0
         return FakeIndexer(start.offset)
