@@ -50,6 +50,8 @@ BEYOND = 1.15
 EARLY_SHARE = 0.2
 FULL_SHARE = 0.6
 CAPTURED_SHARE = 0.4
+MORE_ROUNDS_MAX = 30
+"""Limit: rounds that are added until enough of the kills have hit something."""
 PAUSE_SECONDS = 0.02
 """Between two commits of one client: a small load, so that the machine is left to what is tested."""
 JOURNAL = "cloudsave.restore.json"
@@ -102,8 +104,10 @@ class Rounds:
         running = self.kill("capture", "logs", "capture", SOURCE)
         new = self.stored() - before
         self.note("capture", running, "streaming" if any("/logs/" in name for name in new) else "start-up")
+        begun = os.times().elapsed
         with self.line.captured():
-            pass
+            # Until it streams; at work it is as long again afterwards.
+            self.usual_seconds["capture"] = 2 * (os.times().elapsed - begun)
 
     def restore(self) -> None:
         """Kill a restore; the same command goes on in the same directory."""
@@ -221,13 +225,19 @@ def test_commands_killed_at_random_moments_succeed_when_run_again(line: CommandL
         with ThreadPoolExecutor(len(lanes)) as pool:
             for ended in [pool.submit(rounds.run, kinds) for rounds, kinds in lanes]:
                 ended.result()
+        # On a machine with much else to do a usual run says little about the next one.
+        rounds = lanes[1][0]
+        for _ in range(MORE_ROUNDS_MAX):
+            if not (lacking := missed(lanes[0][0].hit + rounds.hit)):
+                break
+            rounds.run(lacking)
         with line.captured():
             clients.stop()
             line.catch_up()
     hit = lanes[0][0].hit + lanes[1][0].hit
     print(json.dumps(dict(sorted(hit.items())), indent=1))
     assert_all_is_there(line, Ledger.read(record))
-    assert_kills_did_interrupt(hit)
+    assert not missed(hit), hit
 
 
 def assert_all_is_there(line: CommandLine, ledger: Ledger) -> None:
@@ -240,14 +250,18 @@ def assert_all_is_there(line: CommandLine, ledger: Ledger) -> None:
         assert_ledger(connection, ledger.expected_latest())
 
 
-def assert_kills_did_interrupt(hit: Counter[str]) -> None:
-    """Negative control: kills that all came too late, or before anything was begun, would prove nothing."""
-    over = sum(number for stage, number in hit.items() if stage.endswith(": over"))
-    early = sum(number for stage, number in hit.items() if stage.endswith(": start-up"))
-    assert over + early < 0.8 * hit.total(), hit
+def missed(hit: Counter[str]) -> list[str]:
+    """
+    Negative control: kills that all came too late, or before anything was begun, would prove nothing. The
+    kinds of which too few were hit at work; a fifth is enough.
+    """
+    found = []
     for kind in KINDS:
-        stages = {stage for stage in hit if stage.startswith(f"{kind}: ")}
-        assert stages - {f"{kind}: over", f"{kind}: start-up"}, f"no {kind} was hit at work: {hit}"
+        stages = {stage: number for stage, number in hit.items() if stage.startswith(f"{kind}: ")}
+        idle = stages.get(f"{kind}: over", 0) + stages.get(f"{kind}: start-up", 0)
+        if idle > 0.8 * sum(stages.values()):
+            found.append(kind)
+    return found
 
 
 # ---- signals that ask
