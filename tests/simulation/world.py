@@ -456,7 +456,8 @@ class World:
             offset = chance.choice((first, last, chance.randrange(first, last + 1)))
             position = Position("", max(first, offset - offset % RECORD_BYTES))
             self._get(Target(TargetKind.POSITION, position=position, inclusive=False, branch=branch), offered)
-        self._check_time(branch, chance.randrange(offered.begin_us, offered.end_us + 1), offered)
+        if offered.end_us:
+            self._check_time(branch, chance.randrange(offered.begin_us, offered.end_us + 1), offered)
         beyond = Position("", last + RECORD_BYTES)
         target = Target(TargetKind.POSITION, position=beyond, branch=branch)
         if not self._stored_beyond(branch, last):

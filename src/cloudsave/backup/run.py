@@ -29,6 +29,7 @@ from cloudsave.engines.api import BackupSource
 from cloudsave.engines.dialect_api import Dialect
 from cloudsave.errors import BackupInvalidated, BackupNotCovered, ForeignSystem, IntegrityError
 from cloudsave.model.engine_facts import BackupStart, BackupStop, LogAtHand
+from cloudsave.model.identity import Role
 from cloudsave.model.manifest import BackupStatistics, ChangeDetection, Manifest, Rung
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
@@ -311,4 +312,6 @@ def _draft(plan: BackupPlan, begun: BackupStart, stop: BackupStop, facts: _Facts
         statistics=BackupStatistics(),
         detection=facts.detection,
         notes=facts.notes + begun.notes + stop.notes,
+        # The clock was read before the end of the log, which is the backup's stop.
+        complete_until_us=begun.clock_us if identity.role == Role.PRIMARY else 0,
     )

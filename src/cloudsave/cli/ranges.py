@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import datetime
 from functools import partial
 
 import click
@@ -44,8 +45,8 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
         rows = [
             [
                 one.branch,
-                output.instant(instant_from_us(one.begin_us)),
-                output.instant(instant_from_us(one.end_us)),
+                output.instant(_instant(one.begin_us)),
+                output.instant(_instant(one.end_us)),
                 history.position_text(one.begin),
                 history.position_text(one.end),
                 str(len(one.backups)),
@@ -114,11 +115,16 @@ def _ranges_of(branch: str, indexes: IndexReader, history: History) -> tuple[Rec
     return Reach(Target(TargetKind.LATEST, branch=branch), history, indexes).ranges()
 
 
+def _instant(instant_us: int) -> datetime | None:
+    """None where the log does not say yet up to which instant it is complete."""
+    return instant_from_us(instant_us) if instant_us else None
+
+
 def _facts(history: History, one: RecoverableRange) -> dict[str, object]:
     return {
         "branch": one.branch,
-        "begin": instant_from_us(one.begin_us),
-        "end": instant_from_us(one.end_us),
+        "begin": _instant(one.begin_us),
+        "end": _instant(one.end_us),
         "begin_branch": one.begin.branch,
         "begin_position": history.position_text(one.begin),
         "end_position": history.position_text(one.end),

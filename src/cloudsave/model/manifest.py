@@ -115,6 +115,11 @@ class Manifest:
     detection: ChangeDetection = ChangeDetection()
     notes: tuple[str, ...] = ()
     """Facts that a reader should be told, such as a fallback that was taken."""
+    complete_until_us: int = 0
+    """
+    Every commit that was acknowledged before this instant lies before `stop`; 0: unknown. A replica does not
+    know what its primary acknowledges.
+    """
 
     @property
     def log_begin(self) -> int:

@@ -59,6 +59,8 @@ class BackupSummary:
     settings: Mapping[str, str] = field(default_factory=dict)
     corrupt_pages: int = 0
     notes: tuple[str, ...] = ()
+    complete_until_us: int = 0
+    """See `Manifest.complete_until_us`."""
 
     @property
     def log_begin(self) -> int:
@@ -98,6 +100,7 @@ def summary_of(manifest: Manifest) -> BackupSummary:
         settings=manifest.settings,
         corrupt_pages=len(manifest.corrupt_pages),
         notes=manifest.notes,
+        complete_until_us=manifest.complete_until_us,
     )
 
 

@@ -158,7 +158,7 @@ def _plan_time(reach: Reach) -> tuple[BackupSummary, Stop]:
         beyond = log.first_commit_beyond(backup.stop.offset, wanted_us, inclusive=target.inclusive)
         if beyond is not None:
             return backup, _before(beyond)
-        known_us = log.complete_until_us()
+        known_us = reach.complete_until_us(backup, log)
         if wanted_us < known_us or (target.inclusive and wanted_us == known_us):
             return backup, _at_tail(reach, backup, log)
         break

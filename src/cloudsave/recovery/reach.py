@@ -178,6 +178,13 @@ class Reach:
         """
         return max(log.latest_instant(backup.start.offset, backup.stop.offset), backup.started_us)
 
+    def complete_until_us(self, backup: BackupSummary, log: LogPath) -> int:
+        """
+        An instant such that every commit acknowledged before it is in this log, or in this backup which it
+        completes; 0 where unknown.
+        """
+        return max(log.complete_until_us(), backup.complete_until_us)
+
     def ranges(self) -> tuple[RecoverableRange, ...]:
         """All recoverable ranges of the path, oldest first."""
         runs: dict[int, list[tuple[BackupSummary, LogPath]]] = {}
@@ -189,14 +196,14 @@ class Reach:
             end = max(log.tail().end, backup.stop.offset)
             # By the newest backup, which a time is planned from first: where the source's clock was set back
             # meanwhile, older log has later instants, which its clock has yet to reach again.
-            newest, newest_log = run[0]
+            begin_us, end_us = min(self.earliest_us(*pair) for pair in run), self.complete_until_us(*run[0])
             found.append(
                 RecoverableRange(
                     branch=self.branch,
                     begin=self.position(backup.stop.offset),
                     end=self.position(end),
-                    begin_us=min(self.earliest_us(*pair) for pair in run),
-                    end_us=max(newest_log.complete_until_us(), self.earliest_us(newest, newest_log)),
+                    begin_us=begin_us if begin_us <= end_us else 0,
+                    end_us=end_us if begin_us <= end_us else 0,
                     backups=tuple(one.backup_id for one, _ in reversed(run)),
                 )
             )

@@ -72,7 +72,14 @@ class World:
         return segment
 
     def backup(
-        self, number: int, branch: str, start: int, stop: int, *, started_us: int = START_US
+        self,
+        number: int,
+        branch: str,
+        start: int,
+        stop: int,
+        *,
+        started_us: int = START_US,
+        complete_until_us: int = 0,
     ) -> BackupSummary:
         """Take a backup."""
         summary = BackupSummary(
@@ -83,6 +90,7 @@ class World:
             started_us,
             data_bytes=1000,
             log_file_bytes=1,
+            complete_until_us=complete_until_us,
         )
         self.backups.append(summary)
         return summary

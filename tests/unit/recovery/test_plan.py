@@ -359,6 +359,30 @@ def test_a_range_does_not_offer_times_that_a_clock_set_back_has_yet_to_reach_aga
                 plan(world, target)
 
 
+def test_each_time_that_is_offered_can_be_had_when_the_log_does_not_say_yet_how_far_it_goes() -> None:
+    world = World(records={"1": line(26)})
+    world.store("1", 0, 260)
+    started_us = START_US + 2595 * SECOND
+    world.backup(1, "1", 240, 260, started_us=started_us, complete_until_us=started_us)
+    (offered,) = Reach(Target(TargetKind.LATEST), world.history(), world).ranges()
+    assert (offered.begin_us, offered.end_us) == (started_us, started_us)
+    assert reached(world, time_target(2595))[-1] == 25
+    with pytest.raises(TargetUnreachable):
+        plan(world, time_target(2595.5))
+
+
+def test_no_time_is_offered_where_none_is_known() -> None:
+    """A replica does not know what its primary acknowledges: its clock says nothing of the log."""
+    world = World(records={"1": line(26)})
+    world.store("1", 0, 260)
+    world.backup(1, "1", 240, 260, started_us=START_US + 2595 * SECOND)
+    (offered,) = Reach(Target(TargetKind.LATEST), world.history(), world).ranges()
+    assert (offered.begin_us, offered.end_us) == (0, 0)
+    with pytest.raises(TargetUnreachable):
+        plan(world, time_target(2595))
+    assert reached(world, Target(TargetKind.LATEST))[-1] == 25
+
+
 def test_immediate_needs_no_log_after_the_backup() -> None:
     world = World(records={"1": line(30)})
     world.store("1", 0, 60)
