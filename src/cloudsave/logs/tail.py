@@ -70,8 +70,8 @@ def _take(
     identity = at_hand.identity
     # A primary recycles older files with every checkpoint, and the frontier's own holds log of this server,
     # or none: what is recycled names itself otherwise. A replica may be fed by whoever; all must be there.
-    least = [0, file_begin(step.frontier, identity.log_file_bytes)]
-    for available in least if identity.role is Role.PRIMARY else least[:1]:
+    newest = file_begin(step.frontier, identity.log_file_bytes)
+    for available in (0, newest) if identity.role is Role.PRIMARY else (0,):
         made_ready = resumer.prepare(step, ledger, available=available)
         begin = made_ready.stream_from
         log = at_hand.read(Position(step.branch, begin), end)

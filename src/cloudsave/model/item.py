@@ -84,7 +84,7 @@ def is_last(piece: Piece) -> bool:
 class ContentPiece:
     """A piece, and a whole file, whose bytes are at hand: so many as there are, whatever `item` says."""
 
-    def __init__(self, item: Item, content: bytes) -> None:
+    def __init__(self, item: Item, content: bytes | memoryview) -> None:
         size_bytes = len(content)
         self.item = item if item.size_bytes == size_bytes else replace(item, size_bytes=size_bytes)
         self.offset = 0
@@ -105,11 +105,9 @@ class StreamPiece(ContentPiece):
     """Part of a file of which more may come: its size so far is one more than what is known."""
 
     def __init__(self, item: Item, offset: int, content: memoryview, *, last: bool) -> None:
-        super().__init__(item, b"")
+        super().__init__(item, content)
         self.offset = offset
-        self.length = len(content)
         self.item = replace(item, size_bytes=offset + len(content) + (not last))
-        self._content = content
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from cloudsave.errors import (
 )
 from cloudsave.model.ledger import Extent
 from cloudsave.model.log import LogSegment
-from cloudsave.recovery.bring_up import BringUpOptions
+from cloudsave.recovery.bring_up import BringUpOptions, spool_of
 from cloudsave.recovery.durable import sync_file_systems
 from cloudsave.recovery.journal import JOURNAL_FILES, Journal
 from cloudsave.recovery.plan import RecoveryPlan
@@ -116,7 +116,7 @@ def apply_log(plan: RecoveryPlan, directory: Path, context: ApplyContext, option
     applier = context.applier
     (directory / BEGUN_NAME).touch()
     sync_file_systems([directory])
-    spool = directory.with_name(directory.name + ".spool")
+    spool = spool_of(directory, options)
     try:
         shutil.rmtree(spool, ignore_errors=True)
         log = _lay_out(plan, spool, context)

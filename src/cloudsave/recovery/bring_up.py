@@ -121,7 +121,7 @@ def bring_up(
     feeder = Feeder(
         replay_log(plan, context.dialect),
         reading_copies(context.lineage.read_log, context.lineage.logs()),
-        spool=_spool(directory, options),
+        spool=spool_of(directory, options),
         dialect=context.dialect,
         check=lambda begin, log: context.dialect.check_replay(
             log, until=replayed_end - begin, log_file_bytes=plan.backup.log_file_bytes, directory=directory
@@ -157,7 +157,7 @@ def bring_up(
         feeder.close()
 
 
-def _spool(directory: Path, options: BringUpOptions) -> Path:
+def spool_of(directory: Path, options: BringUpOptions) -> Path:
     """The spool of this restore alone: restores of other directories may run at the same time."""
     if options.spool_directory is None:
         return directory.with_name(directory.name + ".spool")

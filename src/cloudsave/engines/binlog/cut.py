@@ -109,13 +109,16 @@ class GtidSet:
         )
 
 
-def cut_mysql(log: bytes | memoryview, gtids: GtidSet, *, stop: int, inclusive: bool) -> int:
+def cut_mysql(
+    log: bytes | memoryview, gtids: GtidSet, *, begin: int = len(MAGIC), stop: int, inclusive: bool
+) -> int:
     """
-    Where to end a file of MySQL, as `cut_mariadb` does; the GTIDs of its transactions go into `gtids`.
+    Where to end a file of MySQL, as `cut_mariadb` does; the GTIDs of its transactions from `begin` on go
+    into `gtids`.
 
     Raises: LogDamaged; UnsuitableSettings where a transaction has no GTID.
     """
-    place = len(MAGIC)
+    place = begin
     while place + HEADER_BYTES <= len(log) and not (place > stop or (place == stop and not inclusive)):
         header = parse_header(log, place)
         end = place + header.length

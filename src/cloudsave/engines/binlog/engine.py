@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
@@ -10,7 +10,8 @@ from cloudsave.engines.api import LogSource
 from cloudsave.engines.binlog.connection import Session, connect, connect_options
 from cloudsave.engines.binlog.dialect import BinlogDialect
 from cloudsave.engines.binlog.findings import Rules, gather_findings
-from cloudsave.engines.binlog.log import BinlogLogSource, Flavour
+from cloudsave.engines.binlog.log import BinlogLogSource, Flavour, ask_clock, ask_end
+from cloudsave.engines.binlog.server_settings import restore_settings
 from cloudsave.errors import UsageError
 from cloudsave.model.engine_facts import SlotState
 from cloudsave.model.finding import Finding
@@ -25,6 +26,15 @@ class Product:
     flavour: Flavour
     rules: Rules
     identity: Callable[[Session], SourceIdentity]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMoment:
+    """What a server says of itself at one moment: for base backups."""
+
+    log_end: int
+    clock_us: int
+    settings: Mapping[str, str]
 
 
 class BinlogEngine:
@@ -46,6 +56,12 @@ class BinlogEngine:
         """See `Engine.findings`."""
         with connect(self._url) as session:
             return gather_findings(session, self._product.identity(session), self._product.rules)
+
+    def moment(self) -> ServerMoment:
+        """Ask now, the clock after the end of the binlog. Raises: EngineError, UnsuitableSettings."""
+        with connect(self._url) as session:
+            end = ask_end(session, self._product.flavour.status_statement)
+            return ServerMoment(end, ask_clock(session), restore_settings(session))
 
     def log_source(
         self,

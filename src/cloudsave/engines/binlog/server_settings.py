@@ -21,7 +21,9 @@ RESTORE_SETTINGS = (
 )
 ZONE_SETTING = "default_time_zone"
 """The source's zone, as an offset from UTC where it was that of its system."""
-_NOT_COPIED = ("gtid_mode", "gtid_binlog_pos")
+GTID_SETTING = "gtid_binlog_pos"
+"""Where a copy of MariaDB is, once prepared."""
+_NOT_COPIED = ("gtid_mode", GTID_SETTING)
 _ZONE = (
     "SELECT @@GLOBAL.time_zone,"
     " TIMESTAMPDIFF(MINUTE, UTC_TIMESTAMP(), CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', 'SYSTEM'))"

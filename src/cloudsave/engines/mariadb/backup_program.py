@@ -33,6 +33,7 @@ from cloudsave.engines.mariadb.format_mbstream import (
 )
 from cloudsave.errors import CloudsaveError, EngineError, PermissionMissing
 
+BACKUP_PROGRAMS = ("mariadb-backup", "mariabackup")
 WAITING_BYTES_MAX = 32 << 20
 """Limit: chunks that wait to be used; none while commits wait for the program, which has little left then."""
 PARALLEL = 2

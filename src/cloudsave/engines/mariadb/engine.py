@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.api import BackupSource
-from cloudsave.engines.binlog.connection import Session, connect, connect_options
+from cloudsave.engines.binlog.connection import Session, connect_options
 from cloudsave.engines.binlog.engine import BinlogEngine, Product
 from cloudsave.engines.binlog.findings import Facts, Rules
 from cloudsave.engines.binlog.identity import identity_of, release_of
-from cloudsave.engines.binlog.log import Flavour, ask_clock, ask_end
+from cloudsave.engines.binlog.log import Flavour
 from cloudsave.engines.binlog.programs import find_program, parse_release
-from cloudsave.engines.binlog.server_settings import restore_settings
-from cloudsave.engines.mariadb.backup_program import BackupProgram
+from cloudsave.engines.mariadb.backup_program import BACKUP_PROGRAMS, BackupProgram
 from cloudsave.engines.mariadb.source import MariadbSource
 from cloudsave.errors import ServerToolsMissing, SourceUnreadable, UnsuitableSettings, UnusableUrl, UsageError
 from cloudsave.model.finding import Finding, Severity
@@ -23,7 +21,6 @@ from cloudsave.model.identity import SourceIdentity
 
 NAME = "mariadb"
 VERSION_MIN = (10, 6)
-BACKUP_PROGRAMS = ("mariadb-backup", "mariabackup")
 _SEND_ANNOTATE_ROWS = 2
 _IDENTITY = (
     "SELECT @@gtid_domain_id, @@server_id, @@datadir, @@innodb_page_size, @@read_only, @@encrypt_binlog"
@@ -82,11 +79,9 @@ def _strict_gtids(facts: Facts) -> Iterator[Finding]:
 
 def _stages(facts: Facts) -> Iterator[Finding]:
     """Source: MDEV-32932, MariaDB's documentation of mariadb-backup."""
-    release = parse_release(facts.identity.version)
-    if release < (10, 11, 8) or (11, 0) <= release[:2] < (11, 2) or release[:2] == (11, 3):
-        affected = True
-    else:
-        affected = release[:2] in _FIXED_IN and release < (*release[:2], _FIXED_IN[release[:2]])
+    major, minor, patch = parse_release(facts.identity.version)
+    fixed = _FIXED_IN.get((major, minor))
+    affected = (major, minor) < (11, 4) if fixed is None else patch < fixed
     if affected:
         yield Finding(
             Severity.WARNING,
@@ -120,7 +115,9 @@ def _backup_program(facts: Facts) -> Iterator[Finding]:
 
 
 _FIXED_IN = {(10, 11): 8, (11, 2): 4, (11, 4): 2}
-"""Series and the first of their releases that copies other tables before it blocks commits."""
+"""
+Series and the first of their releases that copies other tables before it blocks commits; all since 11.4.
+"""
 _RULES = Rules(
     rights=(
         (("RELOAD",), "take base backups"),
@@ -162,10 +159,4 @@ class MariadbEngine(BinlogEngine):
             )
         found = find_program(BACKUP_PROGRAMS, parse_release(identity.version)[:2])
         program = BackupProgram(found, connect_options(self._url), identity.data_directory, self._clock)
-        return MariadbSource(identity, program, self._ask)
-
-    def _ask(self) -> tuple[int, int, Mapping[str, Any]]:
-        with connect(self._url) as session:
-            end = ask_end(session, _FLAVOUR.status_statement)
-            settings = restore_settings(session)
-            return end, ask_clock(session), settings
+        return MariadbSource(identity, program, self.moment)

@@ -10,11 +10,10 @@ from cloudsave.engines.binlog.connection import Session, connect
 from cloudsave.engines.binlog.engine import BinlogEngine, Product
 from cloudsave.engines.binlog.findings import Facts, Rules
 from cloudsave.engines.binlog.identity import identity_of, release_of
-from cloudsave.engines.binlog.log import Flavour, ask_clock, ask_end
-from cloudsave.engines.binlog.server_settings import restore_settings
+from cloudsave.engines.binlog.log import Flavour
 from cloudsave.engines.mysql.clone_session import CloneSession
 from cloudsave.engines.mysql.cloneable import require_cloneable
-from cloudsave.engines.mysql.source import MysqlSource, ServerMoment
+from cloudsave.engines.mysql.source import MysqlSource
 from cloudsave.errors import UnusableUrl, UsageError
 from cloudsave.model.finding import Finding, Severity
 from cloudsave.model.identity import SourceIdentity
@@ -130,13 +129,7 @@ class MysqlEngine(BinlogEngine):
         with connect(self._url) as session:
             identity = _identity(session)
             require_cloneable(session)
-        return MysqlSource(identity, self._clone_session, self._ask)
+        return MysqlSource(identity, self._clone_session, self.moment)
 
     def _clone_session(self) -> CloneSession:
         return CloneSession(connect(self._url), connect(self._url), self._clock)
-
-    def _ask(self) -> ServerMoment:
-        with connect(self._url) as session:
-            end = ask_end(session, _FLAVOUR.status_statement)
-            settings = restore_settings(session)
-            return ServerMoment(end, ask_clock(session), settings)

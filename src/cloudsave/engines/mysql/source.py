@@ -10,49 +10,25 @@ Source: decision 0035.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
+from cloudsave.engines.binlog.engine import ServerMoment
+from cloudsave.engines.binlog.stream_files import PageWatch, StreamFile
 from cloudsave.engines.mysql.clone_session import CloneSession
 from cloudsave.engines.mysql.format_changes import MAGIC, encode_end, encode_size, encode_write
 from cloudsave.engines.mysql.format_clone import DataDescriptor, FileDescriptor, State, StateDescriptor
 from cloudsave.errors import BackupInvalidated, EngineError, UnsuitableSettings
-from cloudsave.kernels.innodb import PageForm, bad_pages, page_form
 from cloudsave.model.engine_facts import BackupStart, BackupStop
 from cloudsave.model.identity import SourceIdentity
-from cloudsave.model.item import CorruptPage, Item, ItemKind, Piece, StreamPiece
+from cloudsave.model.item import Item, ItemKind, Piece
 from cloudsave.model.position import Position
 
 METHOD = "clone"
 CHANGES_FILE = "#cloudsave_changes"
 """Beside the server's own files; applied and removed by the restore."""
 CHANGES_PIECE_BYTES = 1 << 20
-BLOCK_BYTES = 8192
 FILE_MODE = 0o640
-CORRUPT_LISTED_MAX = 10_000
-"""Limit: pages that the manifest names."""
 _UNPAGED = ("ib_buffer_pool",)
-
-
-@dataclass(frozen=True, slots=True)
-class ServerMoment:
-    """What a server says of itself at one moment."""
-
-    log_end: int
-    clock_us: int
-    settings: Mapping[str, str]
-
-
-@dataclass(slots=True)
-class _File:
-    """A file that is coming in, from its begin on."""
-
-    item: Item
-    size_bytes: int
-    """As announced; the file may have grown since."""
-    received: int = 0
-    rest: bytes = b""
-    form: PageForm | None = None
 
 
 class MysqlSource:
@@ -71,12 +47,12 @@ class MysqlSource:
         self._session: CloneSession | None = None
         self._names: dict[int, str] = {}
         self._sizes: dict[str, int] = {}
-        self._open: dict[str, _File] = {}
+        self._open: dict[str, StreamFile] = {}
         """Files that are coming in, by path; several may be under way at once."""
-        self._forms: dict[str, PageForm | None] = {}
-        self._changes = bytearray(MAGIC)
-        self._changes_begin = 0
-        self._corrupt: list[CorruptPage] = []
+        self._watch = PageWatch(identity.page_bytes)
+        self._changes = StreamFile(Item(CHANGES_FILE, ItemKind.FILE, FILE_MODE), self._watch)
+        self._gathered = bytearray(MAGIC)
+        """Changes that have not become a piece yet."""
 
     def begin(self) -> BackupStart:
         """See `BackupSource.begin`."""
@@ -110,9 +86,10 @@ class MysqlSource:
         if not done:
             raise EngineError("server ended a clone before it was complete")
         for path, size in sorted(self._sizes.items()):
-            self._changes += encode_size(path, size)
-        self._changes += encode_end()
-        yield from self._changes_pieces(last=True)
+            self._gathered += encode_size(path, size)
+        self._gathered += encode_end()
+        yield from self._hand_out_changes()
+        yield self._changes.end()
 
     def finish(self) -> BackupStop:
         """See `BackupSource.finish`."""
@@ -124,7 +101,7 @@ class MysqlSource:
             position=Position(self._identity.branch, moment.log_end),
             directories=(),
             late_files=(),
-            corrupt_pages=tuple(self._corrupt),
+            corrupt_pages=tuple(self._watch.corrupt),
         )
 
     def abort(self) -> None:
@@ -136,8 +113,8 @@ class MysqlSource:
 
     def _state(self, state: StateDescriptor) -> Iterator[Piece]:
         if state.state == State.FILE and not state.flags:
-            for path in list(self._open):
-                yield from self._end_file(path)
+            while self._open:
+                yield self._open.popitem()[1].end()
 
     def _file(self, file: FileDescriptor) -> None:
         if file.state == State.REDO:
@@ -159,9 +136,8 @@ class MysqlSource:
         self._names[file.index] = file.name
         self._sizes[file.name] = file.size_bytes
         page_bytes = 0 if file.name in _UNPAGED else self._identity.page_bytes
-        self._open[file.name] = _File(
-            Item(file.name, ItemKind.FILE, FILE_MODE, page_bytes=page_bytes), file.size_bytes
-        )
+        item = Item(file.name, ItemKind.FILE, FILE_MODE, file.size_bytes, page_bytes=page_bytes)
+        self._open[file.name] = StreamFile(item, self._watch)
 
     def _take(self, data: DataDescriptor, content: memoryview) -> Iterator[Piece]:
         redo = data.state == State.REDO
@@ -173,48 +149,18 @@ class MysqlSource:
             return
         file = self._open.get(path)
         if file is not None and data.state == State.FILE and data.offset == file.received:
-            yield from self._append(file, content)
+            if (piece := file.append(content)) is not None:
+                yield piece
+            if file.received >= file.item.size_bytes:  # As announced; it may have grown since.
+                yield self._open.pop(path).end()
             return
-        if not redo:
-            self._check(path, data.offset, content, self._forms.get(path))
-        self._changes += encode_write(path, data.offset, content)
-        yield from self._changes_pieces(last=False)
+        if not redo and path not in _UNPAGED:
+            self._watch.look(path, data.offset, content)
+        self._gathered += encode_write(path, data.offset, content)
+        if len(self._gathered) >= CHANGES_PIECE_BYTES:
+            yield from self._hand_out_changes()
 
-    def _append(self, file: _File, content: memoryview) -> Iterator[Piece]:
-        if file.received == 0 and file.item.page_bytes:
-            file.form = self._forms[file.item.path] = page_form(content)
-        self._check(file.item.path, file.received, content, file.form)
-        begin = file.received - len(file.rest)
-        data = memoryview(file.rest + bytes(content)) if file.rest else content
-        whole = len(data) - len(data) % BLOCK_BYTES
-        file.received += len(content)
-        file.rest = bytes(data[whole:])
-        if whole:
-            yield StreamPiece(file.item, begin, data[:whole], last=False)
-        if file.received >= file.size_bytes:
-            yield from self._end_file(file.item.path)
-
-    def _end_file(self, path: str) -> Iterator[Piece]:
-        file = self._open.pop(path)
-        begin = file.received - len(file.rest)
-        yield StreamPiece(file.item, begin, memoryview(file.rest), last=True)
-
-    def _changes_pieces(self, *, last: bool) -> Iterator[Piece]:
-        if not last and len(self._changes) < CHANGES_PIECE_BYTES:
-            return
-        item = Item(CHANGES_FILE, ItemKind.FILE, FILE_MODE)
-        whole = len(self._changes) if last else len(self._changes) - len(self._changes) % BLOCK_BYTES
-        data, self._changes = memoryview(bytes(self._changes[:whole])), self._changes[whole:]
-        begin, self._changes_begin = self._changes_begin, self._changes_begin + whole
-        yield StreamPiece(item, begin, data, last=last)
-
-    # ---- pages
-
-    def _check(self, path: str, offset: int, content: memoryview, form: PageForm | None) -> None:
-        page_bytes = self._identity.page_bytes
-        if form is None or offset % page_bytes or len(content) % page_bytes:
-            return
-        for bad in bad_pages(content, page_bytes=page_bytes, form=form):
-            if len(self._corrupt) < CORRUPT_LISTED_MAX:
-                page = CorruptPage(path, offset // page_bytes + bad, "the checksum is wrong")
-                self._corrupt.append(page)
+    def _hand_out_changes(self) -> Iterator[Piece]:
+        gathered, self._gathered = self._gathered, bytearray()
+        if (piece := self._changes.append(gathered)) is not None:
+            yield piece
