@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cloudsave.clock import SYSTEM_CLOCK
@@ -31,7 +33,13 @@ class Product:
     """`close` ends what was started, whatever happened to the test."""
 
     def __init__(
-        self, folder: Path, cluster: BinlogCluster, *, url: str = "", rpo_seconds: float = 0.2
+        self,
+        folder: Path,
+        cluster: BinlogCluster,
+        *,
+        url: str = "",
+        rpo_seconds: float = 0.2,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.folder = folder
         self.cluster = cluster
@@ -45,6 +53,7 @@ class Product:
             "CLOUDSAVE_PASSPHRASE_FILE": str(folder / "passphrase"),
             "CLOUDSAVE_REPOSITORY_URL": f"file://{self.repository}",
             "PATH": f"{cluster.server.bindir}:{os.environ.get('PATH', '')}",
+            **environment,
         }
         self._captures: list[subprocess.Popen[bytes]] = []
         self.run("init")

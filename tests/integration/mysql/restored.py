@@ -52,7 +52,7 @@ class Restores:
         home.mkdir(mode=0o755)
         directory.rename(home / "data")
         source.user.own(home)
-        conf = {**source.conf, "server_id": "4711"}
+        conf = {**source.conf, "server_id": "4711", "skip_networking": "1"}
         cluster = BinlogCluster(source.server, home, source.user, conf)
         try:
             cluster.start()

@@ -487,7 +487,7 @@ class ClusterFactory:
 
     def reserve_port(self) -> int:
         """A TCP port for a server of this test alone, until the clean-up."""
-        self.ports.append(_reserved_port())
+        self.ports.append(reserved_port())
         return int(self.ports[-1].getsockname()[1])
 
     def empty(self, major: str, *, on_disk: bool = False) -> Cluster:
@@ -631,7 +631,7 @@ def _alive(pid: int) -> bool:
     return _stat_of(pid)[:1] not in ([], ["Z"])
 
 
-def _reserved_port() -> socket.socket:
+def reserved_port() -> socket.socket:
     """
     A TCP port that nobody else is given until this socket is closed; a server can listen on it all the same.
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.api import LogSource
-from cloudsave.engines.binlog.connection import Session, connect, connect_options
+from cloudsave.engines.binlog.address import Address
+from cloudsave.engines.binlog.connection import Session, connect
 from cloudsave.engines.binlog.dialect import BinlogDialect
 from cloudsave.engines.binlog.findings import Rules, gather_findings
 from cloudsave.engines.binlog.log import BinlogLogSource, Flavour, ask_clock, ask_end
@@ -41,7 +42,7 @@ class BinlogEngine:
     """`Engine` of a MySQL or MariaDB server, by its source URL, but for base backups."""
 
     def __init__(self, url: str, product: Product, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        connect_options(url)
+        self._address = Address.of(url)
         self._url = url
         self._product = product
         self._clock = clock

@@ -16,12 +16,13 @@ import tempfile
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from cloudsave.clock import Clock
+from cloudsave.engines.binlog.address import Address
 from cloudsave.engines.mariadb.format_mbstream import (
     END,
     HEAD,
@@ -62,10 +63,9 @@ class Chunk:
 class BackupProgram:
     """One run. Order: start, chunks to the end, finish; or abort at any time."""
 
-    def __init__(self, program: Path, options: Mapping[str, Any], data_directory: str, clock: Clock) -> None:
-        """`options`: how PyMySQL would connect."""
+    def __init__(self, program: Path, address: Address, data_directory: str, clock: Clock) -> None:
         self._program = program
-        self._options = options
+        self._address = address
         self._data_directory = data_directory
         self._clock = clock
         self._scratch: Path | None = None
@@ -89,7 +89,7 @@ class BackupProgram:
         self._scratch = Path(tempfile.mkdtemp(prefix="cloudsave-"))
         defaults = self._scratch / "client.cnf"
         defaults.touch(mode=0o600)
-        defaults.write_text(option_file(self._options))
+        defaults.write_text(self._address.for_programs())
         command = [
             str(self._program),
             f"--defaults-file={defaults}",
@@ -223,20 +223,6 @@ class BackupProgram:
             self._waiting_bytes += len(chunk.data) if chunk.data else 0
             self._state.notify_all()
             return not self._stopping
-
-
-def option_file(options: Mapping[str, Any]) -> str:
-    """How to connect, as the servers' programs read it; PyMySQL's names of options."""
-    names = {"user": "user", "password": "password", "unix_socket": "socket", "host": "host", "port": "port"}
-    lines = [f"!include {options['read_default_file']}"] if "read_default_file" in options else []
-    lines.append("[client]")
-    for theirs, name in names.items():
-        if options.get(theirs) is not None:
-            value = str(options[theirs]).replace("\\", "\\\\").replace('"', '\\"')
-            lines.append(f'{name}="{value}"')
-    if "ssl" in options:
-        lines.append("ssl")
-    return "\n".join(lines) + "\n"
 
 
 def _next_chunk(stream: IO[bytes]) -> Chunk | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.api import BackupSource
-from cloudsave.engines.binlog.connection import Session, connect_options
+from cloudsave.engines.binlog.connection import Session
 from cloudsave.engines.binlog.engine import BinlogEngine, Product
 from cloudsave.engines.binlog.findings import Facts, Rules
 from cloudsave.engines.binlog.identity import identity_of, release_of
@@ -158,5 +158,5 @@ class MariadbEngine(BinlogEngine):
                 hints=["run cloudsave on the database host"],
             )
         found = find_program(BACKUP_PROGRAMS, parse_release(identity.version)[:2])
-        program = BackupProgram(found, connect_options(self._url), identity.data_directory, self._clock)
+        program = BackupProgram(found, self._address, identity.data_directory, self._clock)
         return MariadbSource(identity, program, self.moment)

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from cloudsave.engines.mariadb.backup_program import _next_chunk, option_file
+from cloudsave.engines.mariadb.backup_program import _next_chunk
 from cloudsave.engines.mariadb.format_mbstream import HEAD, MAGIC, PAYLOAD_HEAD, parse_path
 from cloudsave.errors import EngineError
 
@@ -50,9 +50,3 @@ def test_what_is_no_chunk_is_refused(content: bytes) -> None:
 def test_a_path_leads_nowhere_else(path: bytes) -> None:
     with pytest.raises(EngineError):
         parse_path(path)
-
-
-def test_the_option_file_keeps_any_password_whole() -> None:
-    options = {"user": "me", "password": 'a"b\\c#d', "unix_socket": "/s", "port": 3307}
-    lines = option_file(options).splitlines()
-    assert lines == ["[client]", 'user="me"', 'password="a\\"b\\\\c#d"', 'socket="/s"', 'port="3307"']
