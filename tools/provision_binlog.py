@@ -48,12 +48,19 @@ class Series:
 
 
 _MARIADB_PACKAGES = ("mariadb-server-core", "mariadb-client-core", "mariadb-server", "mariadb-backup")
-_MARIADB_PROGRAMS = ("sbin/mariadbd", "bin/mariadb", "bin/mariadb-binlog", "bin/mariadb-backup")
+_MARIADB_PROGRAMS = (
+    "sbin/mariadbd",
+    "bin/mariadb",
+    "bin/mariadb-backup",
+    "bin/mariadb-binlog",
+    "bin/mariadb-dump",
+)
 _MYSQL_PACKAGES = ("mysql-server-core", "mysql-client-core", "mysql-client")
+_MYSQL_PROGRAMS = ("sbin/mysqld", "bin/mysql", "bin/mysqlbinlog", "bin/mysqldump")
 SERIES = (
     Series("mariadb", "10.11", "bookworm", _MARIADB_PACKAGES, _MARIADB_PROGRAMS),
     Series("mariadb", "11.8", "sid", _MARIADB_PACKAGES, _MARIADB_PROGRAMS),
-    Series("mysql", "9.7", "sid", _MYSQL_PACKAGES, ("sbin/mysqld", "bin/mysql", "bin/mysqlbinlog")),
+    Series("mysql", "9.7", "sid", _MYSQL_PACKAGES, _MYSQL_PROGRAMS),
 )
 
 
@@ -86,6 +93,9 @@ def installed(series: Series) -> BinlogServer | None:
 
 def ensure(series: Series) -> BinlogServer:
     """The server of a series, fetched when absent. Raises: ProvisionError."""
+    tree = cache_directory() / series.engine / series.major
+    if tree.is_dir():
+        _write_programs(tree, tree, series.programs)
     present = installed(series)
     if present is None:
         _fetch(series)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from cloudsave.cli.formats import format_size
 from cloudsave.cli.frame import CommandContext
@@ -18,7 +19,7 @@ from cloudsave.recovery.restore import RestoredFiles
 from cloudsave.repository.lineage import Lineage
 
 LOOK_SECONDS = 1.0
-_NOT_HERE = ("start", "delta", "database", "tablespace", "port", "name_of_point")
+_NOT_HERE = ("start", "delta", "tablespace", "port", "name_of_point")
 
 
 def check_options(engine: str, given: Mapping[str, Any]) -> None:
@@ -29,7 +30,10 @@ def check_options(engine: str, given: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"cannot use --{flag} with {engine}",
                 detail="Its log is applied during the restore, and the server is shut down at the end.",
-                hints=["restore with --into DIR, then start the server on DIR", "--look leaves it running"],
+                hints=[
+                    "restore with --into DIR, then start the server on DIR",
+                    "--look keeps it running",
+                ],
             )
 
 
@@ -78,7 +82,8 @@ def _run(
     context.output.emit(facts, human)
     if not options.look:
         return None
-    context.output.note(f"read-only at {applied.url}; Ctrl-C stops it")
+    (file,) = parse_qs(urlsplit(applied.url).query)["defaults-file"]
+    context.output.note(f"read-only; connect with: mysql --defaults-file={file}; Ctrl-C stops it")
     try:
         while True:
             context.clock.sleep(LOOK_SECONDS)

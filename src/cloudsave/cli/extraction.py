@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from cloudsave.cli.formats import format_size
 from cloudsave.cli.frame import CommandContext
 from cloudsave.config.redact import holds_secret
 from cloudsave.engines.dialect_api import Dialect
-from cloudsave.engines.registry import extractor, restore_target
+from cloudsave.engines.registry import extractor, log_applier, restore_target, server_account
 from cloudsave.errors import SecretInline, UsageError
 from cloudsave.model.extract import DumpFormat, Selection
-from cloudsave.recovery.bring_up import BringUpContext
+from cloudsave.recovery.bring_up import BringUpContext, BringUpOptions
 from cloudsave.recovery.extract import Extracted, ExtractRequest, extract
 from cloudsave.recovery.plan import RecoveryPlan
+from cloudsave.recovery.sandbox_server import ApplyingServer, FetchingServer, SandboxServer
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.reader import BackupReader
 
@@ -53,7 +54,7 @@ def is_extraction(given: Mapping[str, Any]) -> bool:
             raise SecretInline(
                 "a URL with a password cannot be given on the command line",
                 detail="Command lines can be read by every user of this machine.",
-                hints=["put the password into ~/.pgpass or PGPASSFILE"],
+                hints=["PostgreSQL: put it into ~/.pgpass; MySQL, MariaDB: into [client] of ~/.my.cnf"],
             )
         if given["format"]:
             raise UsageError("--format goes with --output")
@@ -71,29 +72,41 @@ def run_extraction(
     """Take out and say what was taken out."""
     reader = BackupReader(lineage, lineage.manifest(plan.backup.backup_id))
     engine = reader.manifest.engine
-    bins = given["bin_dir"] or context.config.bin_directory_of("postgresql")
-    major = int(reader.manifest.server_version.partition(".")[0])
-    work = BringUpContext(lineage, dialect, restore_target(engine), context.clock, context.progress)
+    bins = given["bin_dir"] or context.config.bin_directory_of(engine)
+    taker = extractor(engine, version=reader.manifest.server_version, bin_directory=bins)
+    applier = log_applier(engine)
+    options = BringUpOptions(bin_directory=bins, settings=settings, look=applier is not None)
+    server: SandboxServer
+    if applier is None:
+        work = BringUpContext(lineage, dialect, restore_target(engine), context.clock, context.progress)
+        server = FetchingServer(plan, work, options)
+    else:
+        server = ApplyingServer(plan, lineage, (dialect, applier), options, context.progress)
     request = ExtractRequest(
         selection=Selection(given["database"], given["table"], keep_owners=not given["no_owner"]),
         sandbox_root=given["into"] or context.config.spool_directory or Path(tempfile.gettempdir()),
         output=given["output"],
-        form=_form(given),
+        form=_form(given, taker.forms),
         to_url=given["to_url"] or "",
         replace=given["replace"],
         owner=given["owner"],
+        server_account=server_account(engine),
         workers=context.config.workers,
-        bin_directory=bins,
-        settings=settings,
     )
-    done = extract(plan, reader, work, extractor(engine, major=major, bin_directory=bins), request)
-    _show(context, plan, request, done)
+    _show(context, plan, request, extract(plan, reader, server, taker, request, context.progress))
 
 
-def _form(given: Mapping[str, Any]) -> DumpFormat:
+def _form(given: Mapping[str, Any], forms: Sequence[DumpFormat]) -> DumpFormat:
     """As asked for; tables for a server as SQL, in which what they need fits; else by the file's name."""
     if given["format"]:
-        return DumpFormat(given["format"])
+        wanted = DumpFormat(given["format"])
+        if wanted not in forms:
+            raise UsageError(
+                f"cannot write an {wanted.value} of this engine", hints=[f"--format {forms[0].value}"]
+            )
+        return wanted
+    if len(forms) == 1:
+        return forms[0]
     if given["to_url"] is not None:
         return DumpFormat.SQL if given["table"] else DumpFormat.ARCHIVE
     is_sql = given["output"] is None or given["output"].suffix == SQL_SUFFIX

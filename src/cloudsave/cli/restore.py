@@ -100,7 +100,7 @@ class _Parts:
 @click.option(
     "--format", type=click.Choice(FORMATS), help="Of that file.  [default: sql for *.sql, else archive]"
 )
-@click.option("--to-url", metavar="URL", help="Database that gets what is taken out, in one transaction.")
+@click.option("--to-url", metavar="URL", help="Server and database that get what is taken out.")
 @click.option("--replace", is_flag=True, help="What is taken out replaces what is there.")
 @click.option("--no-owner", is_flag=True, help="Leave owners and rights out.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and touch nothing.")

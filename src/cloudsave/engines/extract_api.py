@@ -14,6 +14,9 @@ class Extractor(Protocol):
     then (with the server running) find, dump, and last load.
     """
 
+    forms: tuple[DumpFormat, ...]
+    """The forms that it can write."""
+
     def check_destination(self, url: str, selection: Selection, *, replace: bool) -> None:
         """
         See, before any work, whether the server at `url` can take the objects.
@@ -39,4 +42,8 @@ class Extractor(Protocol):
         """
 
     def load(self, url: str, file: Path, *, form: DumpFormat, replace: bool) -> None:
-        """Load a file in one transaction. Raises: ExtractionFailed; the server is as it was then."""
+        """
+        Load a file, in one transaction where the engine can.
+
+        Raises: ExtractionFailed; the server is as it was then.
+        """

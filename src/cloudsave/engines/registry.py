@@ -97,15 +97,19 @@ def directory_inspector(name: str) -> DirectoryInspector:
     raise UnusableUrl(f"cannot look at data of engine {name!r}", hints=["use a newer release of cloudsave"])
 
 
-def extractor(name: str, *, major: int, bin_directory: Path | None) -> Extractor:
+def extractor(name: str, *, version: str, bin_directory: Path | None) -> Extractor:
     """
-    The engine's way to take single objects out of a server of version `major`. Raises: UnusableUrl,
+    The engine's way to take single objects out of a server of that version. Raises: UnusableUrl,
     ServerToolsMissing.
     """
     if name == "postgresql":
         from cloudsave.engines.postgresql.extract import PostgresExtractor
 
-        return PostgresExtractor(major, bin_directory)
+        return PostgresExtractor(int(version.partition(".")[0]), bin_directory)
+    if name in ("mysql", "mariadb"):
+        from cloudsave.engines.binlog.extract import BinlogExtractor
+
+        return BinlogExtractor(name, version, bin_directory)
     raise UnusableUrl(f"cannot extract from engine {name!r}", hints=["use a newer release of cloudsave"])
 
 

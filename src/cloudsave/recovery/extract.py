@@ -1,29 +1,29 @@
 """
 Single databases and tables, as they were: a restore in a sandbox, and from there into a file or another
-server. The server in the sandbox is opened: one that waits at the target holds the locks of transactions that
-were under way there, above all of the one that drops the very table.
+server.
 
 What can be known to fail is found before the restore: the destination, the file. The destination is written
-in one transaction, after everything has been read.
+after everything has been read, in one transaction where the engine can.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cloudsave.engines.extract_api import Extractor
 from cloudsave.errors import DestinationUnfit, UsageError
 from cloudsave.model.extract import DumpFormat, FoundObjects, Selection
-from cloudsave.recovery.bring_up import BringUpContext, BringUpOptions, BroughtUp, bring_up, recovery_digest
+from cloudsave.recovery.bring_up import recovery_digest
 from cloudsave.recovery.durable import sync_directory
 from cloudsave.recovery.plan import RecoveryPlan
 from cloudsave.recovery.reaper import DATA_NAME
 from cloudsave.recovery.restore import SERVER_ACCOUNT, RestoreRequest, choose_owner, restore_files
 from cloudsave.recovery.sandbox import sandbox
+from cloudsave.recovery.sandbox_server import SandboxServer
 from cloudsave.repository.reader import BackupReader
+from cloudsave.telemetry import Progress
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -42,9 +42,9 @@ class ExtractRequest:
     replace: bool = False
     """Whether objects that are there may be dropped."""
     owner: str | None = None
+    server_account: str = SERVER_ACCOUNT
+    """Who gets the files where `owner` is not given and cloudsave is root."""
     workers: int = 0
-    bin_directory: Path | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,59 +52,58 @@ class Extracted:
     """What was taken out."""
 
     found: FoundObjects
-    at_target: BroughtUp
     dump_bytes: int
 
 
 def extract(
     plan: RecoveryPlan,
     reader: BackupReader,
-    context: BringUpContext,
+    server: SandboxServer,
     extractor: Extractor,
     request: ExtractRequest,
+    progress: Progress,
 ) -> Extracted:
     """
     Restore to the plan's end in a sandbox, and take the objects out.
 
-    Raises: DestinationUnfit, ObjectsNotFound, ExtractionFailed, and what `restore_files` and `bring_up`
-    raise. Whatever happens the sandbox is gone then, and the destination is as it was.
+    Raises: DestinationUnfit, ObjectsNotFound, ExtractionFailed, and what `restore_files` and
+    `SandboxServer.start` raise. Whatever happens the sandbox is gone then, and the destination is as it was.
     """
     if request.to_url:
         extractor.check_destination(request.to_url, request.selection, replace=request.replace)
     if request.output is not None:
         _check_output(request.output)
     with sandbox(request.sandbox_root, reader.manifest.engine) as place:
-        data = _restore(plan, reader, context, request, place)
-        options = BringUpOptions(bin_directory=request.bin_directory, settings=request.settings)
-        up = bring_up(plan, data, context, options)
+        data = _restore(plan, reader, request, place, progress)
         dump = place / "dump" if request.output is None else _partial(request.output)
         dump.unlink(missing_ok=True)
         try:
-            found = extractor.find(up.connection_url, request.selection)
+            url = server.start(data)
+            found = extractor.find(url, request.selection)
             extractor.dump(
-                up.connection_url,
+                url,
                 found,
                 dump,
                 form=request.form,
                 replace=request.replace,
                 into=request.to_url,
             )
-            context.target.stop()
+            server.stop()
             size = dump.stat().st_size
             if request.output is None:
                 extractor.load(request.to_url, dump, form=request.form, replace=request.replace)
             else:
                 _publish(dump, request.output)
         finally:
-            context.target.stop()
+            server.stop()
             dump.unlink(missing_ok=True)
-    return Extracted(found, up, size)
+    return Extracted(found, size)
 
 
 def _restore(
-    plan: RecoveryPlan, reader: BackupReader, context: BringUpContext, request: ExtractRequest, place: Path
+    plan: RecoveryPlan, reader: BackupReader, request: ExtractRequest, place: Path, progress: Progress
 ) -> Path:
-    owner = choose_owner(request.owner, place, SERVER_ACCOUNT)
+    owner = choose_owner(request.owner, place, request.server_account)
     if owner is not None:
         os.chown(place, owner.uid, owner.gid)
     files = RestoreRequest(
@@ -114,7 +113,7 @@ def _restore(
         workers=request.workers,
         recovery_digest=recovery_digest(plan),
     )
-    return restore_files(reader, files, progress=context.progress).directory
+    return restore_files(reader, files, progress=progress).directory
 
 
 def _check_output(output: Path) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from pymysql.optionfile import Parser
+
 from cloudsave.errors import UnusableUrl
 
 _SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")  # noqa: S108
@@ -27,6 +29,8 @@ _SSL_MODES = ("DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY
 class Address:
     """How to reach a server."""
 
+    engine: str
+    """`mysql` or `mariadb`: their programs call some options differently."""
     user: str
     password: str
     socket: str
@@ -63,8 +67,9 @@ class Address:
         if "defaults-file" in parameters and not file.is_file():
             raise _unusable(f'There is no option file "{file}".')
         address = cls(
+            engine=parts.scheme,
             user=unquote(parts.username or ""),
-            password=os.environ.get("MYSQL_PWD", ""),
+            password="" if _has_password(file) else os.environ.get("MYSQL_PWD", ""),
             socket=socket,
             host=parts.hostname or "127.0.0.1",
             port=port or 3306,
@@ -97,13 +102,14 @@ class Address:
         if not self.socket:
             settings |= {"host": self.host, "port": str(self.port), "protocol": "tcp"}
         lines += [f"{name}={_quoted(value)}" for name, value in settings.items() if value]
-        if self.ssl_mode == "DISABLED":
+        lines += [f"{name}={_quoted(value)}" for name, value in self.ssl_files.items()]
+        if self.engine == "mysql":
+            lines.append(f"ssl-mode={self.ssl_mode}")
+        elif self.ssl_mode == "DISABLED":
             lines.append("skip-ssl")
         else:
-            lines += [f"{name}={_quoted(value)}" for name, value in self.ssl_files.items()]
-            verify = self.ssl_mode.startswith("VERIFY")
             lines += ["ssl"] if self.ssl_mode != "PREFERRED" else []
-            lines.append(f"ssl-verify-server-cert={int(verify)}")
+            lines.append(f"ssl-verify-server-cert={int(self.ssl_mode.startswith('VERIFY'))}")
         return "\n".join(lines) + "\n"
 
     def _tls(self) -> ssl.SSLContext | None:
@@ -121,6 +127,13 @@ class Address:
         if self.ssl_mode == "REQUIRED":
             context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def _has_password(file: Path) -> bool:
+    """Whether an option file has one, which goes before MYSQL_PWD then, as in the servers' own clients."""
+    options = Parser(strict=False)
+    options.read(file)
+    return options.has_option("client", "password")
 
 
 def _quoted(value: str) -> str:

@@ -66,14 +66,23 @@ class PrivateServer:
 
     @property
     def url(self) -> str:
-        """Without the password."""
-        return f"{self._engine}://{ACCOUNT}@localhost?socket={quote(str(self.socket), safe='')}"
+        """How to reach it; the password is in an option file that nobody else can read."""
+        own, socket = (quote(str(path), safe="") for path in (self._option_file, self.socket))
+        return f"{self._engine}://{ACCOUNT}@localhost?socket={socket}&defaults-file={own}"
+
+    @property
+    def _option_file(self) -> Path:
+        return self.place / "client.cnf"
 
     def start(self, settings: Mapping[str, str], statements: Sequence[str]) -> Session:
         """
         Start it with `settings`, and run `statements`, one a line, before anybody connects; the session of
         our account. Raises: ServerDidNotStart.
         """
+        self._option_file.touch(mode=0o600)
+        self._option_file.write_text(
+            f"[client]\nuser={ACCOUNT}\npassword={self.password}\nsocket={self.socket}\n"
+        )
         script = self.place / "init.sql"
         script.touch(mode=0o600)
         script.write_text("".join(f"{one};\n" for one in statements))
@@ -114,7 +123,11 @@ class PrivateServer:
     def _connect(self) -> Session | None:
         try:
             connection = pymysql.connect(
-                unix_socket=str(self.socket), user=ACCOUNT, password=self.password, autocommit=True
+                unix_socket=str(self.socket),
+                user=ACCOUNT,
+                password=self.password,
+                autocommit=True,
+                ssl_disabled=True,
             )
         except (pymysql.Error, OSError):
             return None

@@ -14,7 +14,7 @@ UNPRIVILEGED_USERS = ("mysql", "nobody")
 """Who runs a server when cloudsave is root and the data directory says nothing else."""
 VERSION_SECONDS_MAX = 20.0
 _PLACES = ("/usr/sbin", "/usr/bin", "/usr/local/bin", "/usr/local/sbin", "/usr/libexec")
-_RELEASE = re.compile(r"(?:server|Ver|from)\s+(\d+)\.(\d+)\.(\d+)")
+_RELEASE = re.compile(r"(?:server|Ver|from|Distrib)\s+(\d+)\.(\d+)\.(\d+)")
 Release = tuple[int, int, int]
 
 

@@ -42,6 +42,8 @@ _KEPT_VARIABLES = ("PATH", "HOME", "PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE", 
 class PostgresExtractor:
     """`Extractor` of PostgreSQL."""
 
+    forms: tuple[DumpFormat, ...] = tuple(DumpFormat)
+
     def __init__(self, major: int, bin_directory: Path | None) -> None:
         """Raises: ServerToolsMissing."""
         self._programs = find_programs(major, bin_directory)

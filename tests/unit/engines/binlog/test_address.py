@@ -42,11 +42,12 @@ def test_tls_is_had_where_it_is_asked_for(mode: str, verified: int, host_verifie
 @pytest.mark.parametrize(
     ("url", "lines"),
     [
-        ("mysql://u@localhost?socket=/s", ['socket="/s"', "skip-ssl"]),
-        ("mysql://u@h", ["ssl-verify-server-cert=0"]),
-        ("mysql://u@h:3307?ssl-mode=DISABLED", ['host="h"', 'port="3307"', 'protocol="tcp"', "skip-ssl"]),
-        ("mysql://u@h?ssl-mode=REQUIRED", ["ssl", "ssl-verify-server-cert=0"]),
-        ("mysql://u@h?ssl-mode=VERIFY_IDENTITY", ["ssl", "ssl-verify-server-cert=1"]),
+        ("mysql://u@localhost?socket=/s", ['socket="/s"', "ssl-mode=DISABLED"]),
+        ("mysql://u@h:3307?ssl-mode=VERIFY_CA", ['host="h"', 'port="3307"', "ssl-mode=VERIFY_CA"]),
+        ("mariadb://u@localhost?socket=/s", ['socket="/s"', "skip-ssl"]),
+        ("mariadb://u@h", ['protocol="tcp"', "ssl-verify-server-cert=0"]),
+        ("mariadb://u@h?ssl-mode=REQUIRED", ["ssl", "ssl-verify-server-cert=0"]),
+        ("mariadb://u@h?ssl-mode=VERIFY_IDENTITY", ["ssl", "ssl-verify-server-cert=1"]),
     ],
 )
 def test_programs_connect_as_we_do(url: str, lines: list[str]) -> None:
