@@ -3,7 +3,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 PY     := $(VENV)/bin/python
-BUILD_INPUTS := pyproject.toml $(wildcard tools/build_kernels.py src/cloudsave/kernels/*.c)
+BUILD_INPUTS := pyproject.toml $(wildcard tools/build_kernels.py src/cloudsave/kernels/*.[ch])
 PATHS  := src tests tools $(wildcard benchmarks)
 # How tests are run; PARALLEL= runs them one after the other in one process.
 PARALLEL ?= -n auto --dist worksteal

@@ -25,7 +25,7 @@ except ImportError:  # run by hand by a Python without hatchling
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = Path("src/cloudsave/kernels")
-SOURCES = (FOLDER / "kernels.c", FOLDER / "wal_facts.c")
+SOURCES = (FOLDER / "kernels.c", FOLDER / "wal_facts.c", FOLDER / "binlog.c")
 LIBRARY = FOLDER / "libcloudsave_kernels.so"
 COMPILERS = ("cc", "gcc", "clang")
 OPTIONS = ("-O3", "-fPIC", "-shared", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra")

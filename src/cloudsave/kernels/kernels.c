@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "crc_tables.h"
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "cloudsave's kernels are written for little-endian machines; the Python twins serve here"
 #endif
@@ -34,7 +36,7 @@
 #define CS_INLINE static inline __attribute__((always_inline))
 
 #ifndef CS_ABI
-#define CS_ABI 4
+#define CS_ABI 5
 #endif
 
 /* Raised with every change of a signature or structure; native.py refuses another one. */
@@ -51,33 +53,16 @@ static int have_sse42;
 
 __attribute__((constructor)) static void crc_prepare(void)
 {
-    for (uint32_t i = 0; i < 256; i++) {
-        uint32_t crc = i;
-        for (int bit = 0; bit < 8; bit++)
-            crc = (crc >> 1) ^ (0x82F63B78u & (0u - (crc & 1)));
-        crc_table[0][i] = crc;
-    }
-    for (uint32_t i = 0; i < 256; i++)
-        for (int t = 1; t < 8; t++)
-            crc_table[t][i] = crc_table[0][crc_table[t - 1][i] & 0xFF] ^ (crc_table[t - 1][i] >> 8);
+    crc_fill_tables(crc_table, 0x82F63B78u);
 #ifdef CS_X86
     __builtin_cpu_init();
     have_sse42 = __builtin_cpu_supports("sse4.2");
 #endif
 }
 
-/* Raw register in, raw register out: no inversion. */
 static uint32_t crc_by_table(uint32_t crc, const uint8_t *at, size_t length)
 {
-    for (; length >= 8; at += 8, length -= 8) {
-        uint32_t low = get32(at) ^ crc, high = get32(at + 4);
-        crc = crc_table[7][low & 0xFF] ^ crc_table[6][(low >> 8) & 0xFF] ^ crc_table[5][(low >> 16) & 0xFF]
-            ^ crc_table[4][low >> 24] ^ crc_table[3][high & 0xFF] ^ crc_table[2][(high >> 8) & 0xFF]
-            ^ crc_table[1][(high >> 16) & 0xFF] ^ crc_table[0][high >> 24];
-    }
-    for (; length; at++, length--)
-        crc = crc_table[0][(crc ^ *at) & 0xFF] ^ (crc >> 8);
-    return crc;
+    return crc_by_tables(crc_table, crc, at, length);
 }
 
 #ifdef CS_X86

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-ABI = 4
+ABI = 5
 """Version of the functions' signatures and structures, the same as CS_ABI in kernels.c."""
 LIBRARY_PATTERN = "libcloudsave_kernels*.so"
 CHOICE_VARIABLE = "CLOUDSAVE_KERNELS"
@@ -67,6 +67,28 @@ class WalState(ctypes.Structure):
     )
 
 
+class BinlogState(ctypes.Structure):
+    """Mirror of cs_binlog_state; binlog.c says what each field is."""
+
+    _fields_ = (
+        *(
+            (name, _U64)
+            for name in (
+                "offset",
+                "begin",
+                "records_end",
+                "first",
+                "last",
+                "number",
+                "instant_us",
+                "length",
+            )
+        ),
+        ("open", _U32),
+        ("standalone", _U32),
+    )
+
+
 _SIGNATURES: Final = {
     "cs_crc32c": (_U32, [_U32, _POINTER, _SIZE]),
     "cs_crc32c_by_table": (_U32, [_U32, _POINTER, _SIZE]),
@@ -88,6 +110,11 @@ _SIGNATURES: Final = {
             _POINTER,
             _SIZE,
         ],
+    ),
+    "cs_binlog_packets": (_SIZE, [_POINTER, _SIZE, _SIZE, _POINTER, ctypes.POINTER(_SIZE)]),
+    "cs_binlog_walk": (
+        _SIZE,
+        [ctypes.POINTER(BinlogState), _POINTER, _SIZE, _POINTER, _SIZE, ctypes.POINTER(_SIZE)],
     ),
     "cs_wal_facts": (
         ctypes.c_int32,
@@ -130,6 +157,8 @@ class NativeKernels:
         self.fingerprint = library.cs_fingerprint
         self.fingerprint_plain = library.cs_fingerprint_plain
         self.wal_walk = library.cs_wal_walk
+        self.binlog_packets = library.cs_binlog_packets
+        self.binlog_walk = library.cs_binlog_walk
         self.wal_facts = library.cs_wal_facts
 
 

@@ -42,11 +42,12 @@ from cloudsave.engines.binlog.format_event import (
     HEARTBEAT_V2,
     MAGIC,
     ROTATE,
-    Header,
     parse_header,
     rotate_target,
 )
 from cloudsave.errors import EngineError, EngineUnavailable, LogConflict, LogRemoved
+from cloudsave.kernels.binlog import take_packets
+from cloudsave.kernels.native import NativeKernels, native
 
 COM_BINLOG_DUMP = 0x12
 HEARTBEAT_SECONDS = 0.2
@@ -73,10 +74,9 @@ class DumpRequest:
 
 @dataclass(frozen=True, slots=True)
 class DumpEvent:
-    """An event that stands in `file`; `data` empty: a sign of life."""
+    """One event that stands in `file`, or several, one behind the other; `data` empty: a sign of life."""
 
     file: str
-    header: Header | None
     data: memoryview | bytes
     wants_answer: bool = False
 
@@ -84,13 +84,24 @@ class DumpEvent:
 class Dump:
     """One dumping connection. Events belong to one thread; `wake` may be called from any."""
 
-    def __init__(self, session: Session, request: DumpRequest, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        session: Session,
+        request: DumpRequest,
+        *,
+        clock: Clock,
+        kernels: NativeKernels | None = native,
+    ) -> None:
+        """Plain events are taken by a kernel where there is one."""
         self._session = session
         # PyMySQL has no public way to its socket. Nothing of it is in PyMySQL's buffer here, since every
         # answer to a statement has been read, and PyMySQL does not touch it from here on.
         self._socket: socket.socket = session.connection._sock  # type: ignore[attr-defined]
         self._request = request
         self._clock = clock
+        self._kernels = kernels
+        self._lead = 3 if request.semi_sync else 1
+        """Bytes of a packet before its event."""
         self._file = request.file
         self._begun = False
         """Whether an event has come that stands in the file."""
@@ -122,7 +133,7 @@ class Dump:
                 raise EngineUnavailable(
                     "server has fallen silent", detail=f"Nothing came for {SILENCE_SECONDS_MAX:.0f} s."
                 )
-            yield [self._event(packet) for packet in self._packets()]
+            yield self._unpack()
 
     def answer(self, file: str, place: int) -> None:
         """Tell a server that waits that all up to `place` of `file` is durable."""
@@ -172,46 +183,58 @@ class Dump:
         self._received += data
         return True
 
-    def _packets(self) -> list[memoryview]:
-        """The payloads that are complete."""
-        found: list[memoryview] = []
+    def _unpack(self) -> list[DumpEvent]:
+        """What is complete."""
+        found: list[DumpEvent] = []
         cursor = 0
         with memoryview(self._received) as received:
-            while len(received) - cursor >= 4:
-                length = int.from_bytes(received[cursor : cursor + 3], "little")
-                end = cursor + 4 + length
-                if end > len(received):
+            while True:
+                if not self._parts:
+                    plain, taken = take_packets(received[cursor:], lead=self._lead, kernels=self._kernels)
+                    if taken:
+                        self._begun = True
+                        found.append(DumpEvent(self._file, plain))
+                        cursor += taken
+                packet_bytes = self._take_packet(received[cursor:])
+                if not packet_bytes:
                     break
-                self._parts.append(bytes(received[cursor + 4 : end]))
-                cursor = end
-                if length < _PACKET_BYTES_MAX:
-                    found.append(memoryview(b"".join(self._parts)))
-                    self._parts = []
+                cursor += packet_bytes
+                if packet_bytes - 4 < _PACKET_BYTES_MAX:
+                    packet, self._parts = b"".join(self._parts), []
+                    found.append(self._event(memoryview(packet)))
         del self._received[:cursor]
         return found
+
+    def _take_packet(self, received: memoryview) -> int:
+        """Put the next packet among the parts of a payload; how many bytes it has, 0: it is not complete."""
+        length = int.from_bytes(received[:3], "little")
+        if len(received) < 4 + length or len(received) < 4:
+            return 0
+        self._parts.append(bytes(received[4 : 4 + length]))
+        return 4 + length
 
     def _event(self, packet: memoryview) -> DumpEvent:
         if packet[0] == 0xFF:
             raise self._error(packet)
         if packet[0] != 0:
             raise EngineUnavailable("server ended the stream", detail="Is it shutting down?")
-        begin, wants_answer = 1, False
+        wants_answer = False
         if self._request.semi_sync:
             if packet[1] != _SEMI_SYNC:
                 raise EngineError(
                     "server does not replicate semi-synchronously", detail="Its packets lack the mark of it."
                 )
-            begin, wants_answer = 3, packet[2] == 1
-        data = packet[begin:]
+            wants_answer = packet[2] == 1
+        data = packet[self._lead :]
         header = parse_header(data)
         if header.kind == ROTATE and header.flags & ARTIFICIAL:
             self._file, _ = rotate_target(data)
         # MariaDB since 11 leaves the end out of events within a transaction, which do stand in the file.
         repeated = header.kind in (ROTATE, FORMAT) and header.end == 0
         if header.kind in (HEARTBEAT, HEARTBEAT_V2) or header.flags & ARTIFICIAL or repeated:
-            return DumpEvent(self._file, None, b"", wants_answer)
+            return DumpEvent(self._file, b"", wants_answer)
         self._begun = True
-        return DumpEvent(self._file, header, data, wants_answer)
+        return DumpEvent(self._file, data, wants_answer)
 
     def _error(self, packet: memoryview) -> EngineError | LogConflict:
         """Server errors while it reads its log. Source: sql/rpl_binlog_sender.cc, sql/sql_repl.cc."""

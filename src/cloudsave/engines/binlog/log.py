@@ -190,7 +190,7 @@ class BinlogLogSource:
             parts: list[bytes | memoryview] = []
             begin = end
             for event in batch:
-                if event.header is None:
+                if not event.data:
                     continue
                 if (number := file_number(event.file)) != number_of(end) or place_of(end) == 0:
                     if parts:
