@@ -150,6 +150,7 @@ class Dialect:
     """`Dialect` of the simulated engine: histories are lines "branch offset"."""
 
     name = "simulated"
+    instants_at_commit = True
 
     def parse_position(self, text: str, *, branch: str) -> int:
         """See `Dialect.parse_position`."""

@@ -38,6 +38,7 @@ from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.history import History, IndexReader, read_history
 from cloudsave.recovery.plan import RecoveryPlan, plan_recovery
 from cloudsave.recovery.reach import Reach
+from cloudsave.recovery.readings import SLACK_US
 from cloudsave.recovery.replay import replay_log
 from cloudsave.repository.crypto import LineageKeys
 from cloudsave.repository.lineage import Lineage
@@ -500,11 +501,27 @@ class World:
             for one in self._records(branch)
             if one.kind == COMMIT and one.offset >= plan.backup.stop.offset and one.instant_us > instant_us
         ]
+        self._check_reading(branch, plan, instant_us)
         limit = min((one.offset for one in later), default=1 << 62)
         if plan.stop.recovery_end > limit or (
             plan.stop.recovery_end < limit and plan.first_left_out is not None
         ):
             raise Violation(f"time {instant_us} stops at {plan.stop.recovery_end}, not at {limit}")
+
+    def _check_reading(self, branch: str, plan: RecoveryPlan, instant_us: int) -> None:
+        """Where the clock was there more than once, as stored log shows, a time is refused."""
+        segments = self._history().segments
+        for one in self._records(branch):
+            steps = [
+                step
+                for step, begin, end in plan.path
+                if begin <= one.offset and (end is None or one.offset < end)
+            ]
+            stored = any(s.branch in steps and s.first < one.end <= s.last for s in segments)
+            before = one.offset < plan.backup.start.offset and one.instant_us > instant_us + SLACK_US
+            behind = one.offset >= plan.stop.log_end and one.instant_us <= instant_us - SLACK_US
+            if one.kind == COMMIT and stored and (before or behind):
+                raise Violation(f"time {instant_us} exists twice: {plan.describe()}, {one}")
 
     def _records(self, branch: str) -> list[Record]:
         """All records of a branch's history, as the server has it that went furthest on it."""

@@ -18,7 +18,8 @@ from cloudsave.model.ranges import RecoverableRange
 from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.history import History, IndexReader, read_history
 from cloudsave.recovery.past_damage import notes_of, past_damage
-from cloudsave.recovery.reach import Reach
+from cloudsave.recovery.reach import Reach, instant_text
+from cloudsave.recovery.readings import steps_back
 
 
 @click.command("ranges", cls=Command, exit_codes=(ExitCode.FINDINGS,))
@@ -29,6 +30,7 @@ def ranges(context: CommandContext, name: str) -> ExitCode:
     Show the spans of positions and times to which source NAME can be restored, and the holes between.
 
     They are the planner's own: each state inside is accepted by `cloudsave restore`, each outside refused.
+    An instant that exists twice, since the source's clock was set back, is refused too: notes tell of it.
     With exit code 3 log is missing between backups, but for log that was removed by the retention rules, or
     something stored cannot be read.
     """
@@ -100,8 +102,9 @@ def _all_ranges(
     for branch in sorted(branches):
         try:
             work = partial(_ranges_of, branch, indexes)
-            ranges_of, left_out = past_damage(work, history, indexes, may_end_earlier=True)
+            (ranges_of, steps), left_out = past_damage(work, history, indexes, may_end_earlier=True)
             found.extend(ranges_of)
+            refused.extend(steps)
             damage.update(notes_of(left_out))
         except TargetUnreachable as why:
             refused.append(f"branch {branch}: {why.message}")
@@ -111,8 +114,17 @@ def _all_ranges(
     return found, refused, sorted(damage)
 
 
-def _ranges_of(branch: str, indexes: IndexReader, history: History) -> tuple[RecoverableRange, ...]:
-    return Reach(Target(TargetKind.LATEST, branch=branch), history, indexes).ranges()
+def _ranges_of(
+    branch: str, indexes: IndexReader, history: History
+) -> tuple[tuple[RecoverableRange, ...], list[str]]:
+    """The ranges of a branch, and what is to be known of its clock."""
+    reach = Reach(Target(TargetKind.LATEST, branch=branch), history, indexes)
+    steps = [
+        f"branch {branch}: the clock was set back at about {reach.text(offset)}: instants from"
+        f" {instant_text(first_us)} to {instant_text(last_us)} exist twice, and are to be named by position"
+        for offset, first_us, last_us in steps_back(reach)
+    ]
+    return reach.ranges(), steps
 
 
 def _instant(instant_us: int) -> datetime | None:

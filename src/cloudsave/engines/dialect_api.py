@@ -24,6 +24,11 @@ class Dialect(Protocol):
     """What an engine knows without a server: its formats."""
 
     name: str
+    instants_at_commit: bool
+    """
+    Whether a commit's instant is that of the commit, so that a later commit has an earlier one only where the
+    clock was set back. Else it is that of the statement, which may have run for long.
+    """
 
     def parse_position(self, text: str, *, branch: str) -> int:
         """An offset from its text form. Raises: UsageError."""

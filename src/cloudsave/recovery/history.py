@@ -82,6 +82,8 @@ class History:
     unreadable_branches: tuple[str, ...] = ()
     """Branches whose history files are damaged."""
     first_branch: str = FIRST_BRANCH
+    instants_at_commit: bool = True
+    """See `Dialect.instants_at_commit`."""
     position_text: Callable[[Position], str] = _plain_text
     """Positions in the engine's text form."""
 
@@ -133,6 +135,7 @@ def read_history(lineage: Lineage, dialect: Dialect) -> History:
         unreadable=tuple(unreadable),
         unreadable_branches=tuple(sorted(set(lineage.branches_with_history()) - set(histories))),
         first_branch=dialect.first_branch(lineage.id.partition("-")[2]),
+        instants_at_commit=dialect.instants_at_commit,
         position_text=dialect.format_position,
     )
 

@@ -25,6 +25,7 @@ from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.history import BackupSummary, History, Indexes
 from cloudsave.recovery.log_path import LogPath, is_beyond
 from cloudsave.recovery.reach import Reach, instant_text
+from cloudsave.recovery.readings import check_readings
 
 RECORD_BEGIN_SLACK_BYTES = 40
 """Between the end of a record and the begin of the next there may be a page header and padding."""
@@ -156,12 +157,15 @@ def _plan_time(reach: Reach) -> tuple[BackupSummary, Stop]:
         if wanted_us < reach.earliest_us(backup, log):
             continue
         beyond = log.first_commit_beyond(backup.stop.offset, wanted_us, inclusive=target.inclusive)
-        if beyond is not None:
-            return backup, _before(beyond)
         known_us = reach.complete_until_us(backup, log)
-        if wanted_us < known_us or (target.inclusive and wanted_us == known_us):
-            return backup, _at_tail(reach, backup, log)
-        break
+        if beyond is not None:
+            stop = _before(beyond)
+        elif wanted_us < known_us or (target.inclusive and wanted_us == known_us):
+            stop = _at_tail(reach, backup, log)
+        else:
+            break
+        end = beyond.offset if beyond is not None else stop.replayed_max
+        return backup, replace(stop, notes=check_readings(reach, backup, end, wanted_us))
     raise reach.refuse(
         f"target time {target.time.isoformat()} is not reachable",
         instant_us=wanted_us,

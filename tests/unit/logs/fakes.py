@@ -84,6 +84,7 @@ class FakeDialect:
     """Histories are lines "branch offset"; log files are called "branch-number"."""
 
     name = "fake"
+    instants_at_commit = True
 
     def parse_position(self, text: str, *, branch: str) -> int:
         return int(text)

@@ -13,8 +13,10 @@ from cloudsave.model.history import BranchPoint
 from cloudsave.model.log import LogHole, instant_from_us
 from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
+from cloudsave.recovery.history import History
 from cloudsave.recovery.plan import RecoveryPlan, plan_recovery
 from cloudsave.recovery.reach import Reach
+from cloudsave.recovery.readings import SLACK_US, steps_back
 
 
 def at(seconds: float) -> datetime:
@@ -76,18 +78,61 @@ def test_inclusive_takes_the_commit_of_that_very_instant_and_exclusive_leaves_it
     assert reached(world, time_target(1000, inclusive=False))[-1] == 9
 
 
-def test_commit_instants_need_not_be_monotonic() -> None:
-    world = World(records={"1": line(30)})
+def disordered(step_us: int, **more: object) -> World:
+    """Commit 13 lies behind commit 12 and is stamped so much earlier."""
+    world = World(records={"1": line(30)}, **more)  # type: ignore[arg-type]
     records = world.records["1"]
-    records[12], records[13] = (
-        replace(records[12], instant_us=records[13].instant_us),
-        replace(records[13], instant_us=records[12].instant_us),
-    )
+    records[13] = replace(records[13], instant_us=records[12].instant_us - step_us)
     world.store("1", 0, 300)
     world.backup(1, "1", 40, 60, started_us=START_US)
-    # Commit 13 (instant 1200) lies after commit 12 (instant 1300): at 1250 the server leaves out both.
-    assert reached(world, time_target(1250))[-1] == 11
-    assert reached(world, time_target(1300))[-1] == 13
+    return world
+
+
+def test_commit_instants_need_not_be_monotonic() -> None:
+    world = disordered(SLACK_US)
+    # Commit 13 (instant 1198) lies behind commit 12 (instant 1200): at 1199 the server leaves out both.
+    assert reached(world, time_target(1199))[-1] == 11
+    assert reached(world, time_target(1200))[-1] == 13
+
+
+def test_a_time_to_which_the_clock_was_set_back_is_refused_with_both_positions() -> None:
+    world = disordered(50 * SECOND)
+    with pytest.raises(TargetUnreachable, match="more than once") as caught:
+        plan(world, time_target(1160))
+    first, last = (hint.partition(":  ")[0].split()[1].rstrip(":") for hint in caught.value.hints)
+    assert [first, last] == ["1:0x78", "1:0x82"]
+    before = Target(TargetKind.POSITION, position=Position("", 0x78), inclusive=False)
+    assert reached(world, before)[-1] == 11
+    assert reached(world, Target(TargetKind.POSITION, position=Position("", 0x82)))[-1] == 13
+    # Control: all other times are what they were.
+    assert reached(world, time_target(1140))[-1] == 11
+    assert reached(world, time_target(1250))[-1] == 13
+    ((offset, low_us, high_us),) = steps_back(Reach(Target(TargetKind.LATEST), stepped(world), world))
+    assert (offset, low_us, high_us) == (130, START_US + 1150 * SECOND, START_US + 1200 * SECOND)
+
+
+def stepped(world: World) -> History:
+    """The same log in objects that begin where the clock was set back."""
+    world.segments.clear()
+    world.store("1", 0, 130)
+    world.store("1", 130, 300)
+    return world.history()
+
+
+def test_where_a_commit_has_the_instant_of_its_statement_a_long_one_is_no_step_of_the_clock() -> None:
+    world = disordered(500 * SECOND)
+    history = replace(world.history(), instants_at_commit=False)
+    made = plan_recovery(time_target(1160), history, world)
+    assert commits_of(replay(world, made))[-1] == 1011
+    assert any("began before the target" in note for note in made.notes)
+    assert (
+        list(
+            steps_back(
+                Reach(Target(TargetKind.LATEST), replace(stepped(world), instants_at_commit=False), world)
+            )
+        )
+        == []
+    )
 
 
 def test_a_time_before_the_first_backup_is_refused_and_names_the_earliest() -> None:
@@ -350,13 +395,11 @@ def test_a_range_does_not_offer_times_that_a_clock_set_back_has_yet_to_reach_aga
     world.backup(2, "1", 230, 250, started_us=START_US + 503 * SECOND)
     (offered,) = Reach(Target(TargetKind.LATEST), world.history(), world).ranges()
     assert instant_from_us(offered.end_us) == at(509)
-    for seconds in (509, 510, 1500):
-        target = time_target(seconds)
-        if target.time is not None and target.time <= instant_from_us(offered.end_us):
-            plan(world, target)
-        else:
-            with pytest.raises(TargetUnreachable):
-                plan(world, target)
+    for seconds, why in ((509, "more than once"), (510, "not reachable"), (1500, "not reachable")):
+        with pytest.raises(TargetUnreachable, match=why):
+            plan(world, time_target(seconds))
+    # Who names the backup means the clock after it.
+    assert reached(world, time_target(509, backup_id="B2"))[-1] == 1009
 
 
 def test_each_time_that_is_offered_can_be_had_when_the_log_does_not_say_yet_how_far_it_goes() -> None:

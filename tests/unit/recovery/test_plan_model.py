@@ -16,6 +16,7 @@ from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.history import BackupSummary
 from cloudsave.recovery.plan import plan_recovery
+from cloudsave.recovery.readings import SLACK_US
 
 JITTER_SECONDS = 200
 STEP_SECONDS = 20
@@ -128,10 +129,11 @@ def candidates(world: World, branch: str) -> list[Known]:
 
 def wanted_at(
     world: World, branch: str, instant_us: int, *, inclusive: bool
-) -> tuple[list[int], bool] | None:
+) -> tuple[list[int], bool, bool] | None:
     """
-    The commits that a time target must bring, from the definition, and whether a later commit proves that
-    the log is complete up to it; None where the target is to be refused.
+    The commits that a time target must bring, from the definition, whether a later commit proves that the log
+    is complete up to it, and whether the clock has been there more than once; None where the target is to be
+    refused.
     """
     for known in candidates(world, branch):
         commits = [one for one in known.after if one.transaction]
@@ -141,9 +143,29 @@ def wanted_at(
             continue
         for number, one in enumerate(commits):
             if one.instant_us > instant_us or (one.instant_us == instant_us and not inclusive):
-                return commits_of([*known.contained, *commits[:number]]), True
-        return commits_of([*known.contained, *commits]), False
+                twice = reads_twice(world, branch, known.backup.start.offset, one.offset, instant_us)
+                return commits_of([*known.contained, *commits[:number]]), True, twice
+        twice = reads_twice(world, branch, known.backup.start.offset, known.end, instant_us)
+        return commits_of([*known.contained, *commits]), False, twice
     return None
+
+
+def reads_twice(world: World, branch: str, start: int, stop: int, instant_us: int) -> bool:
+    """Whether later commits are stored before `start`, or earlier ones from `stop` on."""
+    path = Ancestry(world.ancestors).lineage_of(branch)
+    stored = {
+        one.offset
+        for segment in world.segments
+        for one in world.indexes[segment].commits
+        for step, begin, end in path
+        if step == segment.branch and begin <= one.offset and (end is None or one.offset < end)
+    }
+    return any(
+        (one.offset < start and one.instant_us > instant_us + SLACK_US)
+        or (one.offset >= stop and one.instant_us <= instant_us - SLACK_US)
+        for one in world.path_records(branch)
+        if one.transaction and one.offset in stored
+    )
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -158,12 +180,18 @@ def test_a_time_target_brings_exactly_the_wanted_commits(
     wanted = wanted_at(world, branch, instant_us, inclusive=inclusive)
     try:
         plan = plan_recovery(target, world.history(), world)
-    except TargetUnreachable:
+    except TargetUnreachable as refusal:
+        if "more than once" in refusal.message:
+            event("more than once")
+            assert wanted is not None
+            assert wanted[2]
+            return
         event("refused")
         assert wanted is None or not wanted[1], "refused although a later commit is stored"
         return
     event("planned")
     assert wanted is not None
+    assert not wanted[2], "planned although the clock was there more than once"
     assert commits_of(replay(world, plan)) == wanted[0]
     if plan.last_commit is not None:
         assert plan.last_commit.transaction == wanted[0][-1]

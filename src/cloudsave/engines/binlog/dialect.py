@@ -26,6 +26,8 @@ class BinlogDialect:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        # MariaDB stamps a transaction with the begin of its last statement.
+        self.instants_at_commit = name != "mariadb"
 
     def parse_position(self, text: str, *, branch: str) -> int:
         """See `Dialect.parse_position`."""

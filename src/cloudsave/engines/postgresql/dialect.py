@@ -27,6 +27,7 @@ class PostgresDialect:
     """`Dialect` of PostgreSQL."""
 
     name = "postgresql"
+    instants_at_commit = True
 
     def parse_position(self, text: str, *, branch: str) -> int:
         """See `Dialect.parse_position`; every branch counts the same way."""

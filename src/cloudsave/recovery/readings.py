@@ -1,0 +1,120 @@
+"""
+Where an instant exists more than once in the log, because the source's clock was set back (by hand, by NTP,
+by a failover to a host whose clock was behind): which of its readings does a target time mean? Pure.
+
+A plan stops before the first commit behind its backup that is later than the target. Commits before the
+backup that are later too, or commits behind the stop that are not, show that the clock has been at the target
+at another point of the log as well. The names of log objects bound the instants in them, so that only
+objects are read that hold such a commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from cloudsave.errors import TargetUnreachable
+from cloudsave.model.log import Commit, Commits, LogSegment
+from cloudsave.recovery.history import BackupSummary
+from cloudsave.recovery.reach import Reach, instant_text
+
+SLACK_US = 2_000_000
+"""Commits at the same time are stamped, and then written, in another order; by no more than this."""
+
+
+def check_readings(reach: Reach, backup: BackupSummary, stop: int, wanted_us: int) -> tuple[str, ...]:
+    """
+    See that the target time means the stop at the offset `stop` and nothing else; notes for the plan.
+
+    Raises: TargetUnreachable, with the position of each reading. Where the plan's backup was chosen by name,
+    it is the reading behind that backup that is meant.
+    """
+    if reach.target.backup_id is None:
+        later = _first(_later_before(reach, backup.start.offset, wanted_us + SLACK_US))
+        if later is not None:
+            raise _ambiguous(
+                wanted_us,
+                f"A commit of {instant_text(later.instant_us)} lies before backup {backup.backup_id}.",
+                f"--position {reach.text(later.offset)} --exclusive: before that commit",
+                f"--backup {backup.backup_id}: when the clock came to that time again",
+            )
+    earlier = _last(_earlier_behind(reach, stop, wanted_us - SLACK_US))
+    if earlier is None:
+        return ()
+    where = f"A commit of {instant_text(earlier.instant_us)} lies behind {reach.text(stop)}"
+    if not reach.history.instants_at_commit:
+        # A statement that ran for long looks the same, and no clock was set back for it.
+        return (f"{where}: its statement began before the target and ended after it",)
+    raise _ambiguous(
+        wanted_us,
+        f"{where}.",
+        f"--position {reach.text(stop)} --exclusive: before the first commit that is later",
+        f"--position {reach.text(earlier.offset)}: after the last commit that is not",
+    )
+
+
+def steps_back(reach: Reach) -> Iterator[tuple[int, int, int]]:
+    """
+    Where the log shows by the names of its objects that the clock was set back: offset, and the first and the
+    last instant that exist twice. What went back and forth within one object is not seen.
+    """
+    if not reach.history.instants_at_commit:
+        return
+    latest_us = 0
+    for segment in sorted(_on_path(reach), key=lambda one: (one.first, one.last)):
+        if segment.commit_last_us == 0:
+            continue
+        if segment.commit_first_us + SLACK_US < latest_us:
+            yield segment.first, segment.commit_first_us, latest_us
+        latest_us = max(latest_us, segment.commit_last_us)
+
+
+def _on_path(reach: Reach) -> Iterator[LogSegment]:
+    for branch, begin, end in reach.path:
+        for segment in reach.history.segments:
+            if segment.branch == branch and segment.last > begin and (end is None or segment.first < end):
+                yield segment
+
+
+def _later_before(reach: Reach, offset: int, instant_us: int) -> Iterator[Commits]:
+    """Commits of the path before `offset` that are later than an instant."""
+    for segment in _on_path(reach):
+        if segment.first < offset and segment.commit_last_us > instant_us:
+            commits = _of_path(reach, segment)
+            yield Commits(commits.rows[:, (commits.rows[0] < offset) & (commits.rows[2] > instant_us)])
+
+
+def _earlier_behind(reach: Reach, offset: int, instant_us: int) -> Iterator[Commits]:
+    """Commits of the path from `offset` on that are not later than an instant."""
+    for segment in _on_path(reach):
+        if segment.last > offset and 0 < segment.commit_first_us <= instant_us:
+            commits = _of_path(reach, segment)
+            yield Commits(commits.rows[:, (commits.rows[0] >= offset) & (commits.rows[2] <= instant_us)])
+
+
+def _of_path(reach: Reach, segment: LogSegment) -> Commits:
+    """The commits of a segment as far as it is on the path."""
+    commits = reach.indexes(segment).commits
+    inside = np.zeros(len(commits), bool)
+    for branch, begin, end in reach.path:
+        if branch == segment.branch:
+            limit = (1 << 63) - 1 if end is None else end
+            inside |= (commits.rows[0] >= begin) & (commits.rows[0] < limit)
+    return Commits(commits.rows[:, inside])
+
+
+def _first(found: Iterator[Commits]) -> Commit | None:
+    return min((one[0] for one in found if len(one)), key=lambda one: one.offset, default=None)
+
+
+def _last(found: Iterator[Commits]) -> Commit | None:
+    return max((one[len(one) - 1] for one in found if len(one)), key=lambda one: one.offset, default=None)
+
+
+def _ambiguous(wanted_us: int, why: str, *ways: str) -> TargetUnreachable:
+    return TargetUnreachable(
+        f"target time {instant_text(wanted_us)} exists more than once: the source's clock was set back",
+        detail=why,
+        hints=list(ways),
+    )
