@@ -18,9 +18,10 @@ from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.engines.api import BackupSource
 from cloudsave.engines.postgresql.engine import PostgresEngine
 from cloudsave.engines.postgresql.target import PostgresTarget
-from cloudsave.errors import EngineError, ServerToolsMissing
+from cloudsave.errors import EngineError, ServerToolsMissing, TargetUnreachable
 from cloudsave.model.engine_facts import BackupStart, BackupStop
 from cloudsave.model.item import Piece
+from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
 from cloudsave.recovery.bring_up import BringUpContext, BringUpOptions, bring_up
 from cloudsave.telemetry import NoProgress
@@ -209,7 +210,16 @@ def test_a_clock_that_is_set_back_leaves_out_nothing_and_brings_nothing_of_later
         shown = float(cluster.psql("SELECT extract(epoch FROM clock_timestamp())"))
         assert datetime.now(UTC).timestamp() - shown > 3000, "the clock was not set back"
     assert rows(protected, Target(TargetKind.TIME, time=amid)) == [1, 2, 3]
-    assert rows(protected) == [1, 2, 3, 4, 5]
+    with captured(protected):
+        offset.write_text("0")
+        cluster.psql("INSERT INTO t VALUES (6)")
+    with pytest.raises(TargetUnreachable, match="more than once") as caught:
+        protected.plan(Target(TargetKind.TIME, time=amid))
+    first, last = (hint.split()[1].rstrip(":") for hint in caught.value.hints)
+    for text, inclusive, wanted in ((first, False, [1, 2, 3]), (last, True, [1, 2, 3, 4, 5])):
+        position = Position("", DIALECT.parse_position(text, branch=""))
+        assert rows(protected, Target(TargetKind.POSITION, position=position, inclusive=inclusive)) == wanted
+    assert rows(protected) == [1, 2, 3, 4, 5, 6]
 
 
 # ---- the programs of the server

@@ -509,8 +509,9 @@ class World:
             raise Violation(f"time {instant_us} stops at {plan.stop.recovery_end}, not at {limit}")
 
     def _check_reading(self, branch: str, plan: RecoveryPlan, instant_us: int) -> None:
-        """Where the clock was there more than once, as stored log shows, a time is refused."""
+        """Where the clock was there more than once, as stored commits show, a time is refused."""
         segments = self._history().segments
+        commits = []
         for one in self._records(branch):
             steps = [
                 step
@@ -518,10 +519,16 @@ class World:
                 if begin <= one.offset and (end is None or one.offset < end)
             ]
             stored = any(s.branch in steps and s.first < one.end <= s.last for s in segments)
-            before = one.offset < plan.backup.start.offset and one.instant_us > instant_us + SLACK_US
-            behind = one.offset >= plan.stop.log_end and one.instant_us <= instant_us - SLACK_US
-            if one.kind == COMMIT and stored and (before or behind):
-                raise Violation(f"time {instant_us} exists twice: {plan.describe()}, {one}")
+            if one.kind == COMMIT and stored:
+                commits.append(one)
+        begin, end = plan.backup.start.offset, plan.stop.log_end
+        before = any(one.offset < begin and one.instant_us > instant_us + SLACK_US for one in commits)
+        behind = [one for one in commits if one.offset >= end and one.instant_us <= instant_us - SLACK_US]
+        again = behind and any(
+            one.offset > behind[-1].offset and one.instant_us > instant_us for one in commits
+        )
+        if before or again:
+            raise Violation(f"time {instant_us} exists twice: {plan.describe()}")
 
     def _records(self, branch: str) -> list[Record]:
         """All records of a branch's history, as the server has it that went furthest on it."""

@@ -3,9 +3,9 @@ Where an instant exists more than once in the log, because the source's clock wa
 by a failover to a host whose clock was behind): which of its readings does a target time mean? Pure.
 
 A plan stops before the first commit behind its backup that is later than the target. Commits before the
-backup that are later too, or commits behind the stop that are not, show that the clock has been at the target
-at another point of the log as well. The names of log objects bound the instants in them, so that only
-objects are read that hold such a commit.
+backup that are later too show that the clock has been at the target there already; commits behind the stop
+that are not later, and log behind them that is, show that it came to the target again. The names of log
+objects bound the instants in them, so that only objects are read that hold such a commit.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def check_readings(reach: Reach, backup: BackupSummary, stop: int, wanted_us: in
     if not reach.history.instants_at_commit:
         # A statement that ran for long looks the same, and no clock was set back for it.
         return (f"{where}: its statement began before the target and ended after it",)
+    if not _comes_again(reach, earlier.offset, wanted_us):
+        return (f"{where}: the clock was set back, and has not come to the target again",)
     raise _ambiguous(
         wanted_us,
         f"{where}.",
@@ -91,6 +93,20 @@ def _earlier_behind(reach: Reach, offset: int, instant_us: int) -> Iterator[Comm
         if segment.last > offset and 0 < segment.commit_first_us <= instant_us:
             commits = _of_path(reach, segment)
             yield Commits(commits.rows[:, (commits.rows[0] >= offset) & (commits.rows[2] <= instant_us)])
+
+
+def _comes_again(reach: Reach, offset: int, instant_us: int) -> bool:
+    """Whether log of the path behind `offset` is later than an instant."""
+    for segment in reversed(list(_on_path(reach))):
+        if segment.last <= offset:
+            continue
+        if reach.indexes(segment).complete_until_us > instant_us:
+            return True
+        if segment.commit_last_us > instant_us:
+            commits = _of_path(reach, segment)
+            if ((commits.rows[0] > offset) & (commits.rows[2] > instant_us)).any():
+                return True
+    return False
 
 
 def _of_path(reach: Reach, segment: LogSegment) -> Commits:

@@ -111,6 +111,21 @@ def test_a_time_to_which_the_clock_was_set_back_is_refused_with_both_positions()
     assert (offset, low_us, high_us) == (130, START_US + 1150 * SECOND, START_US + 1200 * SECOND)
 
 
+def test_a_time_that_the_clock_has_not_come_to_again_exists_once() -> None:
+    world = World(records={"1": line(20)})
+    world.records["1"] += [
+        Record(200 + 10 * n, 210 + 10 * n, START_US + (500 + n) * SECOND, 2000 + n) for n in range(10)
+    ]
+    world.store("1", 0, 300)
+    world.backup(1, "1", 40, 60, started_us=START_US + 395 * SECOND)
+    assert reached(world, time_target(1850))[-1] == 18
+    assert any("set back" in note for note in plan(world, time_target(1850)).notes)
+    world.records["1"].append(Record(300, 310, START_US + 1900 * SECOND, 3000))
+    world.store("1", 300, 310)
+    with pytest.raises(TargetUnreachable, match="more than once"):
+        plan(world, time_target(1850))
+
+
 def stepped(world: World) -> History:
     """The same log in objects that begin where the clock was set back."""
     world.segments.clear()

@@ -151,21 +151,31 @@ def wanted_at(
 
 
 def reads_twice(world: World, branch: str, start: int, stop: int, instant_us: int) -> bool:
-    """Whether later commits are stored before `start`, or earlier ones from `stop` on."""
+    """Whether later commits are stored before `start`, or earlier ones from `stop` on and later log then."""
     path = Ancestry(world.ancestors).lineage_of(branch)
-    stored = {
-        one.offset
+    on_path = [
+        segment
         for segment in world.segments
-        for one in world.indexes[segment].commits
         for step, begin, end in path
-        if step == segment.branch and begin <= one.offset and (end is None or one.offset < end)
-    }
-    return any(
-        (one.offset < start and one.instant_us > instant_us + SLACK_US)
-        or (one.offset >= stop and one.instant_us <= instant_us - SLACK_US)
-        for one in world.path_records(branch)
-        if one.transaction and one.offset in stored
-    )
+        if step == segment.branch and segment.last > begin and (end is None or segment.first < end)
+    ]
+    listed = {(one.branch, commit.offset) for one in on_path for commit in world.indexes[one].commits}
+    commits = [
+        one
+        for step, begin, end in path
+        for one in world.records[step]
+        if (step, one.offset) in listed and begin <= one.offset and (end is None or one.offset < end)
+    ]
+    if any(one.offset < start and one.instant_us > instant_us + SLACK_US for one in commits):
+        return True
+    earlier = [
+        one.offset for one in commits if one.offset >= stop and one.instant_us <= instant_us - SLACK_US
+    ]
+    if not earlier:
+        return False
+    marks = [world.indexes[one].complete_until_us for one in on_path if one.last > max(earlier)]
+    later = [one.instant_us for one in commits if one.offset > max(earlier)]
+    return max([*marks, *later], default=0) > instant_us
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
