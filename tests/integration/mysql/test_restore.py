@@ -21,7 +21,7 @@ from tools.provision_binlog import BinlogServer
 from tests.integration.mysql.cluster import BinlogCluster, BinlogClusterFactory
 from tests.integration.mysql.load import SCHEMAS, Acknowledged, Load
 from tests.integration.mysql.product import Product
-from tests.integration.mysql.restored import Restores, tables
+from tests.integration.mysql.restored import Restores, quoted, tables
 from tests.integration.postgresql.cluster import poll
 
 TARGETS = int(os.environ.get("CLOUDSAVE_TARGETS", "6"))
@@ -31,6 +31,7 @@ CONF = {
     "mariadb": {"innodb_log_file_size": "512M"},
     "mysql": {"innodb_redo_log_capacity": "512M"},
 }
+DONOR_TIMEOUT = "clone_donor_timeout_after_network_failure"
 _GTID_LINE = re.compile(r"GTID_NEXT\s*=\s*'([^']+:\d+)'|^#\d.*\tGTID (\d+-\d+-\d+)")
 
 
@@ -200,10 +201,20 @@ def test_the_next_backup_stores_the_changed_pages_only(product: Product) -> None
     assert second["corrupt_pages"] == []
 
 
+def severities(product: Product) -> dict[str, str]:
+    """What `check` says of each subject."""
+    findings = product.json("check", "db", status=3)["findings"]
+    return {one["subject"]: one["severity"] for one in findings}
+
+
 def test_backup_that_is_killed_leaves_no_lock_and_the_next_one_is_complete(
     product: Product, restores: Restores
 ) -> None:
     cluster = product.cluster
+    if cluster.engine == "mysql":
+        assert severities(product)[DONOR_TIMEOUT] == "warning"
+        cluster.sql(f"SET GLOBAL {DONOR_TIMEOUT} = 0")  # The default is five minutes.
+        assert DONOR_TIMEOUT not in severities(product)
     small(cluster)
     fill(cluster, 20_000)
     process = restores.product.begin("backup", "db")
@@ -304,6 +315,26 @@ def test_settings_on_which_replayed_statements_depend_are_the_sources(
         product.close()
 
 
+def test_schemas_without_tables_are_there_and_can_be_used(product: Product, restores: Restores) -> None:
+    cluster = product.cluster
+    used, unused = ["plain", "übung", "a-b`c", "日本 語"], ["empty", "ülle", "Ω"]
+    for name in [*used, *unused]:
+        cluster.sql(f"CREATE DATABASE {quoted(name)} CHARACTER SET utf8mb4")
+    capture = product.capture()
+    product.run("backup", "db")
+    for name in used:
+        cluster.sql(f"CREATE TABLE {quoted(name)}.t (i INT)", f"INSERT INTO {quoted(name)}.t VALUES (1)")
+    cluster.sql("CREATE DATABASE marker")
+    in_log(product, "CREATE DATABASE marker")
+    product.stop(capture)
+    with restores.server(restores.restore("--latest")) as restored:
+        for name in used:
+            assert restored.sql(f"SELECT i FROM {quoted(name)}.t") == [(1,)]
+        for name in unused:
+            table = f"{quoted(name)}.t"
+            assert restored.sql(f"CREATE TABLE {table} (i INT)", f"SELECT i FROM {table}") == []
+
+
 def test_a_hole_in_the_log_is_refused_before_anything_is_touched(
     product: Product, restores: Restores
 ) -> None:
@@ -352,13 +383,6 @@ def test_a_transaction_of_another_server_is_not_taken_for_ours(product: Product,
         assert rows(server) == ["ours"]
 
 
-def clone_finding(product: Product) -> str:
-    """What `check` says of the plugin."""
-    findings = product.json("check", "db", status=3)["findings"]
-    (severity,) = [one["severity"] for one in findings if one["subject"] == "clone"]
-    return str(severity)
-
-
 @pytest.mark.engine("mysql")
 def test_what_a_clone_cannot_do_is_refused(product: Product) -> None:
     cluster = product.cluster
@@ -367,9 +391,9 @@ def test_what_a_clone_cannot_do_is_refused(product: Product) -> None:
     told = product.run("backup", "db", status=1)
     assert "CS-2004" in told
     assert "d.other (MyISAM)" in told
-    assert clone_finding(product) == "ok"
+    assert severities(product)["clone"] == "ok"
     cluster.sql("DROP TABLE d.other", "UNINSTALL PLUGIN clone")
-    assert clone_finding(product) == "problem"
+    assert severities(product)["clone"] == "problem"
     assert "INSTALL PLUGIN clone" in product.run("backup", "db", status=1)
     cluster.sql(
         "INSTALL PLUGIN clone SONAME 'mysql_clone.so'",

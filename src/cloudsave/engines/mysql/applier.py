@@ -27,10 +27,6 @@ from cloudsave.errors import IntegrityError, RecoveryError
 SERVER_PROGRAMS = ("mysqld",)
 RELAY = "relay"
 DIRECTORY_MODE = 0o750
-_SCHEMAS = (
-    "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA"
-    " WHERE SCHEMA_NAME NOT IN ('information_schema', 'performance_schema')"
-)
 
 
 class MysqlApplier:
@@ -56,9 +52,6 @@ class MysqlApplier:
         """See `LogApplier.start`."""
         self._lay_relay_logs(log)
         self._prepared().start(lambda _: _settings(log.directory))
-        for (name,) in self._prepared().rows(_SCHEMAS):
-            if (encoded := _file_name(name)) is not None:
-                self._make_directory(self._prepared().data / encoded)
 
     def apply(self, passed: Callable[[int], None]) -> AppliedState:
         """See `LogApplier.apply`."""
@@ -198,13 +191,3 @@ def _settings(relay_logs: Path) -> Mapping[str, str]:
         "loose-sha256-password-auto-generate-rsa-keys": "OFF",
         "caching-sha2-password-auto-generate-rsa-keys": "OFF",
     }
-
-
-def _file_name(schema: str) -> str | None:
-    """
-    The directory of a schema; None for names with other than ASCII characters, of which a clone has a
-    directory only where they have tables. Source: MySQL manual, Mapping of Identifiers to File Names.
-    """
-    if not schema.isascii():
-        return None
-    return "".join(one if one.isalnum() or one == "_" else f"@{ord(one):04x}" for one in schema)

@@ -22,6 +22,7 @@ NAME = "mysql"
 VERSION_MIN = (8, 4)
 """Before it, the statements about replication have other names."""
 _IDENTITY = "SELECT VERSION(), @@server_uuid, @@datadir, @@innodb_page_size, @@read_only"
+_DONOR_TIMEOUT = "clone_donor_timeout_after_network_failure"
 _FLAVOUR = Flavour(
     status_statement="SHOW BINARY LOG STATUS",
     session_settings=(
@@ -85,6 +86,19 @@ def _clone(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def _clone_left_alone(facts: Facts) -> Iterator[Finding]:
+    """Source: MySQL manual, clone_donor_timeout_after_network_failure (minutes)."""
+    minutes = facts.settings.get(_DONOR_TIMEOUT, "0")
+    if minutes != "0":
+        yield Finding(
+            Severity.WARNING,
+            _DONOR_TIMEOUT,
+            f"after a backup that was killed or cut off, DDL and the next backup wait for {minutes} minutes,"
+            " in which the server hopes that the clone goes on",
+            f"SET PERSIST {_DONOR_TIMEOUT} = 0",
+        )
+
+
 def _doublewrite(facts: Facts) -> Iterator[Finding]:
     if facts.settings.get("innodb_doublewrite", "ON").upper() not in ("ON", "1", "DETECT_AND_RECOVER"):
         yield Finding(
@@ -102,7 +116,7 @@ _RULES = Rules(
         (("BACKUP_ADMIN",), "clone the server for base backups"),
         (("SELECT",), "see tables that a clone would leave out"),
     ),
-    checks=(_gtid_mode, _encryption, _clone, _doublewrite),
+    checks=(_gtid_mode, _encryption, _clone, _clone_left_alone, _doublewrite),
 )
 
 
