@@ -7,6 +7,7 @@ A password is never in a URL: it comes from MYSQL_PWD or from an option file, as
 
 from __future__ import annotations
 
+import configparser
 import os
 import ssl
 from collections.abc import Mapping
@@ -130,9 +131,16 @@ class Address:
 
 
 def _has_password(file: Path) -> bool:
-    """Whether an option file has one, which goes before MYSQL_PWD then, as in the servers' own clients."""
+    """
+    Whether an option file has one, which goes before MYSQL_PWD then, as in the servers' own clients. Raises:
+    UnusableUrl.
+    """
     options = Parser(strict=False)
-    options.read(file)
+    try:
+        options.read(file)
+    except (configparser.Error, UnicodeError, OSError) as error:
+        cause = getattr(error, "strerror", None) or type(error).__name__
+        raise _unusable(f'The option file "{file}" cannot be read: {cause}.') from None
     return options.has_option("client", "password")
 
 

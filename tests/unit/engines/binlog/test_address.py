@@ -83,3 +83,13 @@ def test_the_option_file_keeps_any_password_whole(monkeypatch: pytest.MonkeyPatc
 def test_url_that_cannot_be_understood_is_refused_at_once(url: str) -> None:
     with pytest.raises(UnusableUrl):
         Address.of(url)
+
+
+@pytest.mark.parametrize("content", [b"password = secret\n", b"[client]\npassword = \xff\xfe secret\n"])
+def test_an_option_file_that_cannot_be_read_is_told_without_what_it_says(home: Path, content: bytes) -> None:
+    (home / ".my.cnf").write_bytes(content)
+    with pytest.raises(UnusableUrl) as caught:
+        Address.of("mysql://u@h")
+    assert "secret" not in str(caught.value)
+    (home / ".my.cnf").write_bytes(b"[client]\npassword = secret\n")
+    assert Address.of("mysql://u@h").password == ""
