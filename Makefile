@@ -36,7 +36,7 @@ test: lint servers ## everything, on every supported version of every engine
 integration: servers ## tests on real servers; narrow by ARGS="--postgresql=15,18 -k name"
 	$(PYTEST) tests/integration $(ARGS)
 
-faults: servers ## play every fault of docs/reliability.md on 14 and 18, print how each ended; ARGS as above
+faults: servers ## play every fault of docs/reliability.md, print how each ended; ARGS as above
 	$(PYTEST) tests -m fault --fault-table --postgresql=14,18 $(ARGS)
 
 simulate: $(VENV)/.installed-test ## play simulated histories: make simulate SEED=1 SEEDS=1000; one of them: SEEDS=1

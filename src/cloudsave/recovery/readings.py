@@ -33,11 +33,13 @@ def check_readings(reach: Reach, backup: BackupSummary, stop: int, wanted_us: in
     if reach.target.backup_id is None:
         later = _first(_later_before(reach, backup.start.offset, wanted_us + SLACK_US))
         if later is not None:
+            ways = [f"--backup {backup.backup_id}: when the clock came to that time again"]
+            if any(one.stop.offset <= later.offset for one in reach.backups):
+                ways.insert(0, f"--position {reach.text(later.offset)} --exclusive: before that commit")
             raise _ambiguous(
                 wanted_us,
                 f"A commit of {instant_text(later.instant_us)} lies before backup {backup.backup_id}.",
-                f"--position {reach.text(later.offset)} --exclusive: before that commit",
-                f"--backup {backup.backup_id}: when the clock came to that time again",
+                *ways,
             )
     earlier = _last(_earlier_behind(reach, stop, wanted_us - SLACK_US))
     if earlier is None:
@@ -58,18 +60,34 @@ def check_readings(reach: Reach, backup: BackupSummary, stop: int, wanted_us: in
 
 def steps_back(reach: Reach) -> Iterator[tuple[int, int, int]]:
     """
-    Where the log shows by the names of its objects that the clock was set back: offset, and the first and the
-    last instant that exist twice. What went back and forth within one object is not seen.
+    Where the log shows that the clock was set back: offset, and the first and the last instant that exist
+    twice. By the names of log objects, one after the other; what went back and forth within one is not seen.
     """
     if not reach.history.instants_at_commit:
         return
-    latest_us = 0
+    latest_us, covered = 0, 0
+    open_step: tuple[int, int] | None = None
+    """Offset, and the first instant that exists twice, until the clock has caught up."""
+    again_us = 0
+    """How far it has come again."""
     for segment in sorted(_on_path(reach), key=lambda one: (one.first, one.last)):
         if segment.commit_last_us == 0:
             continue
-        if segment.commit_first_us + SLACK_US < latest_us:
-            yield segment.first, segment.commit_first_us, latest_us
-        latest_us = max(latest_us, segment.commit_last_us)
+        if open_step is None and segment.commit_first_us + SLACK_US < latest_us:
+            commits = _of_path(reach, segment)
+            # Stored log may overlap: what was covered already is not log that follows.
+            back = (commits.rows[1] > covered) & (commits.rows[2] + SLACK_US < latest_us)
+            if back.any():
+                first = commits[int(back.argmax())]
+                open_step, again_us = (first.offset, first.instant_us), 0
+        if open_step is not None:
+            again_us = max(again_us, segment.commit_last_us)
+            if again_us >= latest_us:
+                yield (*open_step, latest_us)
+                open_step = None
+        latest_us, covered = max(latest_us, segment.commit_last_us), max(covered, segment.last)
+    if open_step is not None:
+        yield (*open_step, again_us)
 
 
 def _on_path(reach: Reach) -> Iterator[LogSegment]:

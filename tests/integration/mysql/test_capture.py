@@ -111,6 +111,7 @@ def test_index_names_every_transaction_where_the_servers_own_program_sees_it(pro
     assert all(one.end_offset <= two.offset for one, two in itertools.pairwise(commits))
 
 
+@pytest.mark.fault("binlog-purged-uncaptured")
 def test_log_that_the_server_purged_is_a_hole_that_is_told(product: Product) -> None:
     cluster = product.cluster
     capture = product.capture()
@@ -131,6 +132,7 @@ def test_log_that_the_server_purged_is_a_hole_that_is_told(product: Product) -> 
     assert not any(b"lost-1" in log for log in product.stored_files().values())
 
 
+@pytest.mark.fault("binlog-reset")
 def test_reset_binlog_is_refused_and_not_mixed_in(product: Product) -> None:
     cluster = product.cluster
     capture = product.capture()
@@ -147,6 +149,7 @@ def test_reset_binlog_is_refused_and_not_mixed_in(product: Product) -> None:
     assert not any(b"after the reset" in log for log in product.stored_files().values())
 
 
+@pytest.mark.fault("binlog-captured-twice")
 def test_second_capture_is_refused_until_the_first_has_ended(product: Product) -> None:
     capture = product.capture()
     _table(product.cluster)
@@ -160,6 +163,7 @@ def test_second_capture_is_refused_until_the_first_has_ended(product: Product) -
     product.stop(second)
 
 
+@pytest.mark.fault("binlog-account-lacks-rights")
 def test_check_prints_the_grants_that_an_account_needs_and_they_suffice(
     binlog_cluster: BinlogCluster, tmp_path: Path
 ) -> None:
@@ -184,6 +188,7 @@ def test_check_prints_the_grants_that_an_account_needs_and_they_suffice(
         product.close()
 
 
+@pytest.mark.fault("binlog-without-checksums")
 def test_server_that_writes_no_checksums_is_refused(product: Product) -> None:
     product.cluster.sql("SET GLOBAL binlog_checksum = 'NONE'")
     findings = product.json("check", "db", status=3)["findings"]

@@ -137,6 +137,7 @@ def test_a_whole_database_comes_back_and_goes_into_a_file(shop: Shop, tmp_path: 
     shop.empty()
 
 
+@pytest.mark.fault("binlog-extract-over-tables")
 def test_what_cannot_be_taken_out_or_put_in_is_refused(shop: Shop, tmp_path: Path) -> None:
     url = shop.cluster.url
     before = shop.facts(), shop.objects()
@@ -153,6 +154,7 @@ def test_what_cannot_be_taken_out_or_put_in_is_refused(shop: Shop, tmp_path: Pat
     shop.empty()
 
 
+@pytest.mark.fault("binlog-extract-load-fails")
 def test_a_load_that_fails_leaves_the_destination_as_it_was(shop: Shop) -> None:
     cluster = shop.cluster
     cluster.sql(
@@ -173,6 +175,7 @@ def test_a_load_that_fails_leaves_the_destination_as_it_was(shop: Shop) -> None:
     shop.empty()
 
 
+@pytest.mark.fault("binlog-extract-killed")
 def test_a_killed_extraction_leaves_no_server_and_no_data(shop: Shop, tmp_path: Path) -> None:
     process = shop.product.begin(*shop.arguments("--output", str(tmp_path / "x.sql")))
     poll(lambda: bool(running_below(shop.sandboxes)) or process.poll() is not None, "the server runs")

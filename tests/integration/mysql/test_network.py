@@ -119,6 +119,7 @@ def test_backup_capture_and_restore_by_the_documented_account_over_verified_tls(
         assert [row[0] for row in restored.sql("SELECT x FROM d.t")] == ["one", "two"]
 
 
+@pytest.mark.fault("binlog-server-of-another-authority")
 def test_a_certificate_of_another_authority_is_refused(
     network: Network, tmp_path: Path, products: list[Product]
 ) -> None:
@@ -141,6 +142,7 @@ def test_tls_is_used_unasked_where_the_server_insists(
     assert "secure" in said or "Access denied" in said  # MariaDB 10.11 says no more than that
 
 
+@pytest.mark.fault("binlog-tls-not-there")
 def test_without_tls_each_way_to_log_in_works_and_tls_that_is_asked_for_is_refused(
     binlog_clusters: BinlogClusterFactory,
     binlog_server: BinlogServer,
@@ -163,6 +165,7 @@ def test_without_tls_each_way_to_log_in_works_and_tls_that_is_asked_for_is_refus
         assert "SSL is required" in said
 
 
+@pytest.mark.fault("binlog-wrong-password")
 def test_a_wrong_password_is_told_as_such(network: Network, tmp_path: Path, products: list[Product]) -> None:
     login = LOGINS[network.cluster.engine][0]
     product = product_of(network, tmp_path / "product", network.url(login), products)

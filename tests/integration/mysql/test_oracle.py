@@ -95,6 +95,9 @@ def product(waiting_server: BinlogCluster, tmp_path: Path) -> Iterator[Product]:
     made.close()
 
 
+@pytest.mark.fault(
+    "binlog-server-and-capture-killed", control="test_oracle_notices_commits_that_capture_alone_would_lose"
+)
 def test_every_acknowledged_commit_is_stored_when_both_are_killed(product: Product) -> None:
     if product.cluster.engine == "mariadb":
         # It could not be told where its log ends while a commit waits: refused, not tried.

@@ -125,6 +125,7 @@ def reached(process: subprocess.Popen[bytes], path: Path) -> None:
 # ---- the oracle
 
 
+@pytest.mark.fault("binlog-ddl-during-backup")
 def test_every_random_target_has_what_was_acknowledged_and_nothing_after(
     product: Product, restores: Restores
 ) -> None:
@@ -207,6 +208,7 @@ def severities(product: Product) -> dict[str, str]:
     return {one["subject"]: one["severity"] for one in findings}
 
 
+@pytest.mark.fault("binlog-backup-killed")
 def test_backup_that_is_killed_leaves_no_lock_and_the_next_one_is_complete(
     product: Product, restores: Restores
 ) -> None:
@@ -239,6 +241,7 @@ def test_backup_that_is_killed_leaves_no_lock_and_the_next_one_is_complete(
 # ---- restores that are interrupted, and what is refused
 
 
+@pytest.mark.fault("binlog-restore-killed-in-replay")
 def test_restore_that_is_killed_while_it_replays_begins_anew(product: Product, restores: Restores) -> None:
     cluster = product.cluster
     small(cluster)
@@ -265,6 +268,7 @@ def test_restore_that_is_killed_while_it_replays_begins_anew(product: Product, r
         assert rows(server) == [f"row {number}" for number in range(300)] + ["the last one"]
 
 
+@pytest.mark.fault("binlog-two-restores-one-directory")
 def test_two_restores_into_one_directory_do_not_meet(product: Product, restores: Restores) -> None:
     """The second one took the first one's mark for that of a killed restore, and removed its files."""
     cluster = product.cluster
@@ -288,6 +292,7 @@ def test_two_restores_into_one_directory_do_not_meet(product: Product, restores:
         assert len(rows(server)) == 21
 
 
+@pytest.mark.fault("binlog-replayed-under-other-settings")
 def test_settings_on_which_replayed_statements_depend_are_the_sources(
     binlog_clusters: BinlogClusterFactory, binlog_server: BinlogServer, tmp_path: Path
 ) -> None:
@@ -315,6 +320,7 @@ def test_settings_on_which_replayed_statements_depend_are_the_sources(
         product.close()
 
 
+@pytest.mark.fault("binlog-schema-without-tables")
 def test_schemas_without_tables_are_there_and_can_be_used(product: Product, restores: Restores) -> None:
     cluster = product.cluster
     used, unused = ["plain", "übung", "a-b`c", "日本 語"], ["empty", "ülle", "Ω"]
@@ -335,6 +341,7 @@ def test_schemas_without_tables_are_there_and_can_be_used(product: Product, rest
             assert restored.sql(f"CREATE TABLE {table} (i INT)", f"SELECT i FROM {table}") == []
 
 
+@pytest.mark.fault("binlog-hole-asked-across")
 def test_a_hole_in_the_log_is_refused_before_anything_is_touched(
     product: Product, restores: Restores
 ) -> None:
@@ -362,6 +369,7 @@ def test_a_hole_in_the_log_is_refused_before_anything_is_touched(
         assert rows(server) == ["before the hole"]
 
 
+@pytest.mark.fault("binlog-gtid-of-another-server")
 def test_a_transaction_of_another_server_is_not_taken_for_ours(product: Product, restores: Restores) -> None:
     cluster = product.cluster
     small(cluster)
@@ -383,6 +391,7 @@ def test_a_transaction_of_another_server_is_not_taken_for_ours(product: Product,
         assert rows(server) == ["ours"]
 
 
+@pytest.mark.fault("clone-leaves-tables-out", "clone-plugin-absent")
 @pytest.mark.engine("mysql")
 def test_what_a_clone_cannot_do_is_refused(product: Product) -> None:
     cluster = product.cluster
@@ -407,6 +416,7 @@ def test_what_a_clone_cannot_do_is_refused(product: Product) -> None:
     product.run("backup", "db")
 
 
+@pytest.mark.fault("backup-program-of-another-series")
 @pytest.mark.engine("mariadb")
 def test_programs_of_another_series_and_missing_rights_are_told(product: Product, tmp_path: Path) -> None:
     cluster = product.cluster

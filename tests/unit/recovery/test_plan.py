@@ -13,7 +13,6 @@ from cloudsave.model.history import BranchPoint
 from cloudsave.model.log import LogHole, instant_from_us
 from cloudsave.model.position import Position
 from cloudsave.model.target import Target, TargetKind
-from cloudsave.recovery.history import History
 from cloudsave.recovery.plan import RecoveryPlan, plan_recovery
 from cloudsave.recovery.reach import Reach
 from cloudsave.recovery.readings import SLACK_US, steps_back
@@ -107,8 +106,37 @@ def test_a_time_to_which_the_clock_was_set_back_is_refused_with_both_positions()
     # Control: all other times are what they were.
     assert reached(world, time_target(1140))[-1] == 11
     assert reached(world, time_target(1250))[-1] == 13
-    ((offset, low_us, high_us),) = steps_back(Reach(Target(TargetKind.LATEST), stepped(world), world))
-    assert (offset, low_us, high_us) == (130, START_US + 1150 * SECOND, START_US + 1200 * SECOND)
+
+
+def steps(world: World, **more: object) -> list[tuple[int, int, int]]:
+    """Steps back as offset and seconds."""
+    history = replace(world.history(), **more)  # type: ignore[arg-type]
+    found = steps_back(Reach(Target(TargetKind.LATEST), history, world))
+    return [(at, (low - START_US) // SECOND, (high - START_US) // SECOND) for at, low, high in found]
+
+
+def test_each_step_of_the_clock_is_told_once_and_as_far_as_instants_exist_twice() -> None:
+    world = World(records={"1": line(30)})
+    records = world.records["1"]
+    for number in range(12, 30):
+        records[number] = replace(records[number], instant_us=START_US + (number - 8) * 100 * SECOND)
+    world.backup(1, "1", 40, 60, started_us=START_US)
+    world.store("1", 0, 120)
+    for first in range(120, 160, 10):
+        world.store("1", first, first + 10)
+    assert steps(world) == [(120, 400, 700)], "the clock is at 700 again, and not yet at 1100"
+    for first in range(160, 300, 20):
+        world.store("1", first, first + 20)
+    assert steps(world) == [(120, 400, 1100)]
+    assert steps(world, instants_at_commit=False) == []
+
+
+def test_stored_log_that_overlaps_is_no_step_of_the_clock() -> None:
+    world = World(records={"1": line(30)})
+    world.backup(1, "1", 40, 60, started_us=START_US)
+    for first, last in ((0, 200), (100, 300), (0, 300)):
+        world.store("1", first, last)
+    assert steps(world) == []
 
 
 def test_a_time_that_the_clock_has_not_come_to_again_exists_once() -> None:
@@ -126,28 +154,12 @@ def test_a_time_that_the_clock_has_not_come_to_again_exists_once() -> None:
         plan(world, time_target(1850))
 
 
-def stepped(world: World) -> History:
-    """The same log in objects that begin where the clock was set back."""
-    world.segments.clear()
-    world.store("1", 0, 130)
-    world.store("1", 130, 300)
-    return world.history()
-
-
 def test_where_a_commit_has_the_instant_of_its_statement_a_long_one_is_no_step_of_the_clock() -> None:
     world = disordered(500 * SECOND)
     history = replace(world.history(), instants_at_commit=False)
     made = plan_recovery(time_target(1160), history, world)
     assert commits_of(replay(world, made))[-1] == 1011
     assert any("began before the target" in note for note in made.notes)
-    assert (
-        list(
-            steps_back(
-                Reach(Target(TargetKind.LATEST), replace(stepped(world), instants_at_commit=False), world)
-            )
-        )
-        == []
-    )
 
 
 def test_a_time_before_the_first_backup_is_refused_and_names_the_earliest() -> None:

@@ -5,8 +5,9 @@ alike.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,17 @@ def wanted_files(log: ApplyLog) -> Iterator[WantedFile]:
             yield WantedFile(path, begin, max(place_of(log.stop), len(MAGIC)), log.inclusive)
         else:
             yield WantedFile(path, begin, LOG_FILE_BYTES, inclusive=False)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """The bytes of a log file, which is not read into memory as a whole."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        yield view
 
 
 class RestoredServer:

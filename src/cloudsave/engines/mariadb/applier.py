@@ -28,7 +28,13 @@ from cloudsave.engines.binlog.private_server import (
     random_server_id,
 )
 from cloudsave.engines.binlog.programs import find_program
-from cloudsave.engines.binlog.restored_server import APPLY_WORKERS_MAX, RestoredServer, Status, wanted_files
+from cloudsave.engines.binlog.restored_server import (
+    APPLY_WORKERS_MAX,
+    RestoredServer,
+    Status,
+    mapped,
+    wanted_files,
+)
 from cloudsave.engines.binlog.server_settings import GTID_SETTING, copied_settings
 from cloudsave.engines.mariadb.backup_program import BACKUP_PROGRAMS
 from cloudsave.engines.mariadb.engine import NAME
@@ -145,7 +151,8 @@ class MariadbApplier:
         files = list(wanted_files(log))
         while files:
             file = files[-1]
-            cut = cut_mariadb(file.path.read_bytes(), stop=file.stop, inclusive=file.inclusive)
+            with mapped(file.path) as content:
+                cut = cut_mariadb(content, stop=file.stop, inclusive=file.inclusive)
             if cut.transactions:
                 os.truncate(file.path, cut.place)
                 self._names = [one.path.name for one in files]

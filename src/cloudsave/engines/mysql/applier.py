@@ -18,7 +18,13 @@ from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.apply_api import AppliedState, ApplyLog, ApplyRequest
 from cloudsave.engines.binlog.cut import GtidSet, cut_mysql
 from cloudsave.engines.binlog.position import LOG_FILE_BYTES
-from cloudsave.engines.binlog.restored_server import APPLY_WORKERS_MAX, RestoredServer, Status, wanted_files
+from cloudsave.engines.binlog.restored_server import (
+    APPLY_WORKERS_MAX,
+    RestoredServer,
+    Status,
+    mapped,
+    wanted_files,
+)
 from cloudsave.engines.mysql.engine import NAME
 from cloudsave.engines.mysql.format_changes import read_changes
 from cloudsave.engines.mysql.source import CHANGES_FILE, FILE_MODE
@@ -132,10 +138,10 @@ class MysqlApplier:
         """The binlog files become relay logs; the last one ends where replay ends. Raises: IntegrityError."""
         self._own(log.directory)
         for number, file in enumerate(wanted_files(log), start=1):
-            content = file.path.read_bytes()
-            place = cut_mysql(content, self._wanted, stop=file.stop, inclusive=file.inclusive)
-            if file.is_last:
-                cut_mysql(content, self._beyond, begin=place, stop=LOG_FILE_BYTES, inclusive=False)
+            with mapped(file.path) as content:
+                place = cut_mysql(content, self._wanted, stop=file.stop, inclusive=file.inclusive)
+                if file.is_last:
+                    cut_mysql(content, self._beyond, begin=place, stop=LOG_FILE_BYTES, inclusive=False)
             os.truncate(file.path, place)
             relay = log.directory / f"{RELAY}.{number:06}"
             file.path.rename(relay)
