@@ -22,6 +22,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.integration.mysql.cluster import BinlogCluster, BinlogClusterFactory
+from tests.integration.mysql.product import closed_content, stored_files
 from tools import provision_binlog
 
 from benchmarks.measure import RESULTS, machine, wait_for_quiet
@@ -31,7 +32,6 @@ from cloudsave.engines.binlog.position import number_of
 from cloudsave.engines.registry import open_engine
 from cloudsave.logs.background import BackgroundCapture
 from cloudsave.logs.status import CaptureOptions
-from cloudsave.model.ledger import Ledger, read_extents
 from cloudsave.model.position import Position
 from cloudsave.repository.lineage import Lineage
 from cloudsave.repository.repository import Repository
@@ -40,7 +40,6 @@ from cloudsave.store.posix import PosixStore
 CONF = {"sync_binlog": "0", "innodb_flush_log_at_trx_commit": "2", "max_binlog_size": "128M"}
 SERIES = {"mariadb": "11.8", "mysql": "9.7"}
 AT_ONCE = 20_000
-IN_USE_BYTE = 21
 WORK = """
 CREATE PROCEDURE d.work (IN number INT)
 BEGIN
@@ -80,19 +79,11 @@ def newer(cluster: BinlogCluster, begin: int) -> list[Path]:
     return [path for path in cluster.binlogs() if int(path.suffix[1:]) > number_of(begin)]
 
 
-def compare(lineage: Lineage, branch: str, closed: list[Path]) -> int:
-    """Number of files found equal but for the flag that says they are open. Raises: AssertionError."""
-    ledger = Ledger(lineage.logs())
-    ((first, last),) = ledger.ranges(branch)
-    stored: dict[int, bytearray] = {}
-    for extent in ledger.cover([(branch, 0, None)], first, last).extents:
-        stored.setdefault(number_of(extent.first), bytearray()).extend(
-            read_extents(lineage.read_log, [extent])
-        )
+def compare(lineage: Lineage, closed: list[Path]) -> int:
+    """Number of files found equal. Raises: AssertionError."""
+    stored = stored_files(lineage)
     for path in closed:
-        content = bytearray(path.read_bytes())
-        content[IN_USE_BYTE] &= ~1
-        assert stored[int(path.suffix[1:])] == content, path
+        assert stored[int(path.suffix[1:])] == closed_content(path), path
     return len(closed)
 
 
@@ -131,7 +122,7 @@ def measure(cluster: BinlogCluster, folder: Path, megabytes: int) -> dict[str, o
         "megabytes_per_wall_second": round(log_bytes / 1e6 / wall),
         "megabytes_per_cpu_second": round(log_bytes / 1e6 / cpu),
         "resident_megabytes_max": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "files_compared": compare(lineage, identity.branch, newer(cluster, begin)[:-1]),
+        "files_compared": compare(lineage, newer(cluster, begin)[:-1]),
     }
 
 
@@ -150,13 +141,7 @@ def main() -> int:
         factory = BinlogClusterFactory(Path(name))
         try:
             for engine in options.engine or sorted(SERIES):
-                server = provision_binlog.ensure(
-                    next(
-                        one
-                        for one in provision_binlog.SERIES
-                        if (one.engine, one.major) == (engine, SERIES[engine])
-                    )
-                )
+                server = provision_binlog.listing()[(engine, SERIES[engine])]
                 cluster = factory.create(server, conf=CONF)
                 prepare(cluster)
                 rounds = []

@@ -26,6 +26,7 @@ from tests.integration.postgresql.cluster import poll
 
 PASSPHRASE = "correct horse battery staple"
 TIMEOUT_SECONDS = 120.0
+IN_USE_BYTE = 21
 CAPTURED_SECONDS_MAX = 60.0
 
 
@@ -130,15 +131,7 @@ class Product:
 
     def stored_files(self) -> dict[int, bytes]:
         """The stored log of the only branch, by the number of the binlog file."""
-        lineage = self.lineage()
-        ledger = Ledger(lineage.logs())
-        files: dict[int, bytes] = {}
-        for branch in ledger.branches():
-            for first, last in ledger.ranges(branch):
-                for extent in ledger.cover([(branch, 0, None)], first, last).extents:
-                    number = number_of(extent.first)
-                    files[number] = files.get(number, b"") + read_extents(lineage.read_log, [extent])
-        return files
+        return stored_files(self.lineage())
 
     def indexes(self) -> list[LogIndex]:
         """The indexes of the stored stretches, in log order, each byte once."""
@@ -159,3 +152,22 @@ class Product:
 
     def _has_log(self) -> bool:
         return any(self.repository.glob("lineages/*/logs/*/*/*"))
+
+
+def stored_files(lineage: Lineage) -> dict[int, bytes]:
+    """The stored log of the only branch, by the number of the binlog file."""
+    ledger = Ledger(lineage.logs())
+    files: dict[int, bytes] = {}
+    for branch in ledger.branches():
+        for first, last in ledger.ranges(branch):
+            for extent in ledger.cover([(branch, 0, None)], first, last).extents:
+                number = number_of(extent.first)
+                files[number] = files.get(number, b"") + read_extents(lineage.read_log, [extent])
+    return files
+
+
+def closed_content(path: Path) -> bytes:
+    """A binlog file as it is once closed: the flag that says it is open is cleared."""
+    content = bytearray(path.read_bytes())
+    content[IN_USE_BYTE] &= ~1
+    return bytes(content)

@@ -11,10 +11,9 @@ import pytest
 
 from cloudsave.engines.binlog.position import format_offset
 from tests.integration.mysql.cluster import BinlogCluster
-from tests.integration.mysql.product import Product
+from tests.integration.mysql.product import Product, closed_content
 from tests.integration.postgresql.cluster import poll
 
-IN_USE_BYTE = 21
 BIG_BYTES = 20 << 20
 """More than one packet of the protocol, and more than one object of the log."""
 
@@ -34,16 +33,9 @@ def _insert(cluster: BinlogCluster, text: str) -> None:
     cluster.sql(f"INSERT INTO d.t (x) VALUES ('{text}')")
 
 
-def _on_disk(path: Path) -> bytes:
-    """A binlog file as it is once closed: the flag that says it is open is cleared."""
-    content = bytearray(path.read_bytes())
-    content[IN_USE_BYTE] &= ~1
-    return bytes(content)
-
-
 def _assert_same(product: Product) -> None:
     stored = product.stored_files()
-    on_disk = {int(path.suffix[1:]): _on_disk(path) for path in product.cluster.binlogs()}
+    on_disk = {int(path.suffix[1:]): closed_content(path) for path in product.cluster.binlogs()}
     assert sorted(stored) == sorted(on_disk)
     for number, content in on_disk.items():
         assert stored[number] == content, f"file {number} differs"

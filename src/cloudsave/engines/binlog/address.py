@@ -43,6 +43,8 @@ class Address:
     ssl_mode: str
     """One of MySQL's; PREFERRED: TLS where the server has it, no matter whose certificate it shows."""
     ssl_files: Mapping[str, str]
+    tls: ssl.SSLContext | None
+    """The TLS that must be had; None where none must."""
 
     @classmethod
     def of(cls, url: str) -> Address:
@@ -59,15 +61,16 @@ class Address:
             raise _unusable(f"It has the parameter {unknown[0]!r}; known are {', '.join(_PARAMETERS)}.")
         socket = parameters.get("socket") or ("" if parts.hostname else _usual_socket())
         usual = "DISABLED" if socket else "PREFERRED"
-        if any(parameters.get(name) for name in _FILES):
-            usual = "VERIFY_CA" if parameters.get("ssl-ca") else "REQUIRED"
+        files = {name: parameters[name] for name in _FILES if parameters.get(name)}
+        if files:
+            usual = "VERIFY_CA" if "ssl-ca" in files else "REQUIRED"
         mode = parameters.get("ssl-mode", usual).upper()
         if mode not in _SSL_MODES:
             raise _unusable(f"ssl-mode is {mode!r}; known are {', '.join(_SSL_MODES)}.")
         file = Path(parameters.get("defaults-file") or "~/.my.cnf").expanduser()
         if "defaults-file" in parameters and not file.is_file():
             raise _unusable(f'There is no option file "{file}".')
-        address = cls(
+        return cls(
             engine=parts.scheme,
             user=unquote(parts.username or ""),
             password="" if _has_password(file) else os.environ.get("MYSQL_PWD", ""),
@@ -76,10 +79,9 @@ class Address:
             port=port or 3306,
             option_file=str(file) if file.is_file() else "",
             ssl_mode=mode,
-            ssl_files={name: parameters[name] for name in _FILES if parameters.get(name)},
+            ssl_files=files,
+            tls=_tls(mode, files),
         )
-        address._tls()
-        return address
 
     def for_driver(self) -> dict[str, Any]:
         """What PyMySQL is to be told."""
@@ -91,8 +93,8 @@ class Address:
             options["read_default_file"] = self.option_file
         if self.ssl_mode == "DISABLED":
             options["ssl_disabled"] = True
-        elif context := self._tls():
-            options["ssl"] = context
+        elif self.tls is not None:
+            options["ssl"] = self.tls
         return options
 
     def for_programs(self) -> str:
@@ -113,21 +115,21 @@ class Address:
             lines.append(f"ssl-verify-server-cert={int(self.ssl_mode.startswith('VERIFY'))}")
         return "\n".join(lines) + "\n"
 
-    def _tls(self) -> ssl.SSLContext | None:
-        """The TLS that must be had; None where none must. Raises: UnusableUrl."""
-        if self.ssl_mode in ("DISABLED", "PREFERRED"):
-            return None
-        files = self.ssl_files
-        try:
-            context = ssl.create_default_context(cafile=files.get("ssl-ca"))
-            if certificate := files.get("ssl-cert"):
-                context.load_cert_chain(certificate, files.get("ssl-key"))
-        except OSError as error:
-            raise _unusable(f"Its certificates cannot be read: {error.strerror or error}.") from None
-        context.check_hostname = self.ssl_mode == "VERIFY_IDENTITY"
-        if self.ssl_mode == "REQUIRED":
-            context.verify_mode = ssl.CERT_NONE
-        return context
+
+def _tls(mode: str, files: Mapping[str, str]) -> ssl.SSLContext | None:
+    """Raises: UnusableUrl."""
+    if mode in ("DISABLED", "PREFERRED"):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=files.get("ssl-ca"))
+        if certificate := files.get("ssl-cert"):
+            context.load_cert_chain(certificate, files.get("ssl-key"))
+    except OSError as error:
+        raise _unusable(f"Its certificates cannot be read: {error.strerror or error}.") from None
+    context.check_hostname = mode == "VERIFY_IDENTITY"
+    if mode == "REQUIRED":
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _has_password(file: Path) -> bool:
