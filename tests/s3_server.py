@@ -49,7 +49,7 @@ def running_s3_server() -> Iterator[S3Server]:
         log = Path(directory) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+                [sys.executable, "-m", "tests.s3_process"],
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -25,8 +25,9 @@ def flip(path: Path, offset: int) -> None:
 
 
 def stored(user: CommandLine) -> set[str]:
-    """Names of all objects of the repository but those of the log."""
-    files = (path for path in user.store.rglob("*") if path.is_file() and "logs" not in path.parts)
+    """Names of all objects of the repository but those that log capture stores meanwhile."""
+    captured = {"logs", ".tmp"}
+    files = (path for path in user.store.rglob("*") if path.is_file() and captured.isdisjoint(path.parts))
     return {str(path) for path in files}
 
 
