@@ -7,13 +7,14 @@ What is large is imported when it is built, so that the key can be derived meanw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cloudsave.clock import Clock
 from cloudsave.config.credentials import FoundSecrets
 from cloudsave.config.model import Config, SourceConfig
+from cloudsave.engines.registry import log_purger as open_log_purger
 from cloudsave.engines.registry import open_engine
 from cloudsave.errors import (
     ConfigurationError,
@@ -34,6 +35,7 @@ from cloudsave.store.throttled import Throttled, TokenBucket
 if TYPE_CHECKING:
     from cloudsave.backup.run import LogCover
     from cloudsave.engines.api import BackupSource, Engine, LogSource
+    from cloudsave.engines.purge_api import LogPurger
     from cloudsave.model.engine_facts import SlotState
     from cloudsave.model.identity import SourceIdentity
     from cloudsave.repository.lineage import Lineage
@@ -131,6 +133,11 @@ def engine(source: SourceConfig) -> Engine:
 def backup_engine(source: SourceConfig) -> Engine:
     """The engine that a source's base backups are read from; connects to nothing yet."""
     return open_engine(source.backup_url or source.url)
+
+
+def log_purger(source: SourceConfig, identity: SourceIdentity, replicas: Sequence[str]) -> LogPurger | None:
+    """What removes log files from a source's server; None where that does it itself."""
+    return open_log_purger(source.url, identity, slot=source.slot, replicas=replicas)
 
 
 def backup_source(opened: Engine, source: SourceConfig, limits: Limits, *, mode: str | None) -> BackupSource:

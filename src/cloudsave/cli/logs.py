@@ -17,6 +17,7 @@ from cloudsave.cli.formats import format_duration, format_size
 from cloudsave.cli.frame import Command, CommandContext, Group, source_argument, with_context
 from cloudsave.cli.invocation import invocation_of
 from cloudsave.cli.live_limits import followed
+from cloudsave.cli.log_purge import purge
 from cloudsave.cli.output import Column
 from cloudsave.cli.watching import watched
 from cloudsave.engines.dialect_api import Dialect
@@ -48,6 +49,9 @@ is for the end of the log, and would open a truncated database without a word; a
 @click.group("logs", cls=Group)
 def logs() -> None:
     """The log of a source: its capture, what is durable of it, archive hooks."""
+
+
+logs.add_command(purge)
 
 
 @logs.command("capture", cls=Command, exit_codes=(ExitCode.INTEGRITY, ExitCode.BUSY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from cloudsave.engines.dialect_api import Dialect
     from cloudsave.engines.directory_api import DirectoryInspector
     from cloudsave.engines.extract_api import Extractor
+    from cloudsave.engines.purge_api import LogPurger
     from cloudsave.engines.search_api import LogSearch
     from cloudsave.engines.watch_api import SourceWatch
+    from cloudsave.model.identity import SourceIdentity
 
 SCHEMES = {
     "postgresql": "postgresql",
@@ -134,6 +137,18 @@ def source_watch(url: str) -> SourceWatch:
 
         return BinlogWatch(url)
     raise UnusableUrl("cannot watch a source of this URL scheme")
+
+
+def log_purger(url: str, identity: SourceIdentity, *, slot: str, replicas: Sequence[str]) -> LogPurger | None:
+    """
+    The engine's way to remove log files from the server; connects to nothing. None where the server keeps
+    no log longer than its readers need it. `replicas` are URLs. Raises: UnusableUrl.
+    """
+    if identity.engine == "postgresql":
+        return None
+    from cloudsave.engines.binlog.purge import BinlogPurger
+
+    return BinlogPurger(identity.engine, url, branch=identity.branch, slot=slot, replicas=replicas)
 
 
 def log_search(name: str, *, server_version: str, log_file_bytes: int) -> LogSearch:

@@ -83,6 +83,11 @@ class Address:
             tls=_tls(mode, files),
         )
 
+    @property
+    def place(self) -> str:
+        """Where the server is, for people."""
+        return self.socket or f"{self.host}:{self.port}"
+
     def for_driver(self) -> dict[str, Any]:
         """What PyMySQL is to be told."""
         options: dict[str, Any] = {"user": self.user or None}

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pymysql
+import pymysql.cursors
 from pymysql.constants import CR, ER
 
 from cloudsave.engines.binlog.address import Address
@@ -46,6 +47,15 @@ class Session:
         try:
             with self.connection.cursor() as cursor:
                 cursor.execute(statement, values or None)
+                return list(cursor.fetchall())
+        except (pymysql.Error, OSError) as error:
+            raise translate(error, doing) from None
+
+    def records(self, statement: str, *, doing: str) -> list[dict[str, Any]]:
+        """All rows of a statement, by the names of its columns. Raises: EngineError of the kind that fits."""
+        try:
+            with self.connection.cursor(pymysql.cursors.DictCursor) as cursor:
+                cursor.execute(statement)
                 return list(cursor.fetchall())
         except (pymysql.Error, OSError) as error:
             raise translate(error, doing) from None

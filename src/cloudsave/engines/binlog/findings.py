@@ -62,13 +62,18 @@ def quoted_account(account: str) -> str:
     return "@".join("'" + part.replace("'", "''") + "'" for part in (user, host))
 
 
-def _rights(facts: Facts, rules: Rules) -> Iterator[Finding]:
-    globally = {
+def granted_globally(grants: str) -> set[str]:
+    """The rights on everything that the lines of SHOW GRANTS tell, in capitals."""
+    return {
         right.strip().upper()
-        for line in facts.grants.splitlines()
+        for line in grants.splitlines()
         if (granted := re.match(r"GRANT (.+?) ON \*\.\* TO ", line))
         for right in granted[1].split(",")
     }
+
+
+def _rights(facts: Facts, rules: Rules) -> Iterator[Finding]:
+    globally = granted_globally(facts.grants)
     missing = []
     for names, purpose in rules.rights:
         if not globally & {"ALL PRIVILEGES", "ALL", *names}:

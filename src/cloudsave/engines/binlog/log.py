@@ -7,6 +7,7 @@ capture runs; it ends with the session that holds it.
 
 from __future__ import annotations
 
+import math
 import threading
 import uuid
 import zlib
@@ -18,6 +19,7 @@ from cloudsave.clock import SYSTEM_CLOCK, Clock
 from cloudsave.engines.binlog.connection import Session, connect
 from cloudsave.engines.binlog.dump import HEARTBEAT_SECONDS, SILENCE_SECONDS_MAX, Dump, DumpRequest
 from cloudsave.engines.binlog.format_event import MAGIC
+from cloudsave.engines.binlog.locks import capture_lock, reader_lock
 from cloudsave.engines.binlog.position import file_number, number_of, offset_of, place_of
 from cloudsave.errors import (
     CaptureRunning,
@@ -99,7 +101,8 @@ class BinlogLogSource:
     ) -> None:
         self._url = url
         self._flavour = flavour
-        self._lock_name = f"cloudsave:{slot}"
+        self._lock_name = capture_lock(slot)
+        self._reader_lock = reader_lock(slot)
         self._server_id = 0x80000000 | zlib.crc32(slot.encode())
         self._uuid = uuid.uuid5(uuid.NAMESPACE_URL, f"cloudsave:{slot}")
         self._synchronous = synchronous
@@ -238,6 +241,9 @@ class BinlogLogSource:
 
     def _dumping_session(self) -> Session:
         session = connect(self._url, read_timeout_seconds=int(SILENCE_SECONDS_MAX))
+        # Without it a purge takes us for a stranger. One that we left just now may hold it for a moment.
+        wait = math.ceil(10 * HEARTBEAT_SECONDS)
+        session.row("SELECT GET_LOCK(%s, %s)", self._reader_lock, wait, doing="take the lock of our reader")
         for setting in self._flavour.session_settings:
             filled = setting.format(heartbeat=int(HEARTBEAT_SECONDS * 1e9), uuid=self._uuid)
             session.rows(f"SET {filled}", doing="get ready to receive the log")
