@@ -77,6 +77,7 @@ def additions(product: Product) -> dict[str, str]:
         "a generation": "generations/000000ff",
         "a pack": "packs/000000ff-00000000",
         "a proof": "proofs/20991231T235959Z-ffff/1",
+        "a verification": "verifications/20991231T235959Z-ffffffff",
     }
 
 

@@ -26,6 +26,8 @@ GAUGES = {
     "cloudsave_stored_log_objects": "Log objects stored since capture began.",
     "cloudsave_slot_retained_bytes": "Log that the source keeps for capture.",
     "cloudsave_last_backup_timestamp_seconds": "When the newest base backup was finished.",
+    "cloudsave_last_verify_timestamp_seconds": "When all that is stored was last verified and found sound.",
+    "cloudsave_verify_failed": "1 when the last recorded verification found something wrong.",
     "cloudsave_repository_free_bytes": "Room for the repository, where it is a directory.",
     "cloudsave_watched_timestamp_seconds": "When these values were taken.",
 }
@@ -57,6 +59,8 @@ class Metrics:
             "cloudsave_alarm": float(bool(sight.alarm)),
             "cloudsave_slot_retained_bytes": facts.retained_bytes,
             "cloudsave_last_backup_timestamp_seconds": facts.backup_at,
+            "cloudsave_last_verify_timestamp_seconds": facts.verified_at,
+            "cloudsave_verify_failed": None if facts.unsound is None else float(facts.unsound),
             "cloudsave_repository_free_bytes": facts.free_bytes,
             "cloudsave_watched_timestamp_seconds": now_utc.timestamp(),
         }

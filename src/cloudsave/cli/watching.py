@@ -15,6 +15,7 @@ from cloudsave.engines.registry import source_watch
 from cloudsave.errors import CloudsaveError, IntegrityError
 from cloudsave.logs.watch import Facts, Sight, Watcher, WatchOptions
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.verifications import last_verifications
 
 
 @contextmanager
@@ -71,7 +72,13 @@ class _Facts:
             except IntegrityError:
                 self._newest = (ids[-1], 0.0)
         free = shutil.disk_usage(self._place).free if self._place else None
-        return Facts(None, self._newest[1] if ids else None, free)
+        last = last_verifications(self._lineage)
+        return Facts(
+            backup_at=self._newest[1] if ids else None,
+            free_bytes=free,
+            verified_at=last.newest_sound.at.timestamp() if last.newest_sound else None,
+            unsound=not last.newest.sound if last.newest else None,
+        )
 
 
 def _directory(url: str) -> Path | None:

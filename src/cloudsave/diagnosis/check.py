@@ -13,9 +13,12 @@ from cloudsave.model.ledger import Ledger
 from cloudsave.model.log import instant_from_us
 from cloudsave.model.manifest import Manifest
 from cloudsave.repository.lineage import Lineage
+from cloudsave.repository.verifications import last_verifications
 
 BACKUP_AGE_DAYS_MAX = 8
 """Older than this, replay takes long and one bad backup hurts."""
+VERIFIED_AGE_DAYS_MAX = 31
+"""Longer ago than this, nobody knows what the store has kept."""
 
 
 def check_protection(
@@ -27,6 +30,7 @@ def check_protection(
     return [
         *_capture(engine, slot, rpo_seconds),
         *_backups(lineage, clock),
+        *_verified(lineage, clock),
     ]
 
 
@@ -101,3 +105,27 @@ def _log(lineage: Lineage, newest: Manifest) -> Iterator[Finding]:
             "log",
             f"the log from the newest backup on is stored without a hole so far ({reached:#x})",
         )
+
+
+def _verified(lineage: Lineage, clock: Clock) -> Iterator[Finding]:
+    last = last_verifications(lineage)
+    hint = f"`cloudsave verify --record` as a timer, with --read-all each {VERIFIED_AGE_DAYS_MAX} days or so"
+    if last.newest is None:
+        yield Finding(
+            Severity.NOTICE, "verification", "nobody has recorded that what is stored is sound", hint
+        )
+        return
+    if not last.newest.sound:
+        when = f"{last.newest.at:%Y-%m-%d %H:%M} UTC"
+        fact = f"the last verification, of {when}, found something wrong"
+        yield Finding(Severity.PROBLEM, "verification", fact, "`cloudsave verify` tells what")
+        return
+    age_days = (clock.now() - last.newest.at).total_seconds() / 86400
+    old = age_days > VERIFIED_AGE_DAYS_MAX
+    depth = "every byte was read" if last.newest.read_all else "sizes and indexes were read"
+    yield Finding(
+        Severity.WARNING if old else Severity.OK,
+        "verification",
+        f"what is stored was sound {age_days:.1f} days ago ({depth})",
+        hint if old else "",
+    )

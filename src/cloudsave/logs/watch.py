@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cloudsave.clock import Clock
 from cloudsave.engines.watch_api import SourceWatch
@@ -38,6 +38,10 @@ class Facts:
     """When the newest base backup was finished, in seconds since 1970."""
     free_bytes: int | None = None
     """Room for the repository."""
+    verified_at: float | None = None
+    """When all that is stored was last found sound, in seconds since 1970."""
+    unsound: bool | None = None
+    """Whether the last verification found something wrong; None: there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,4 +192,4 @@ class Watcher:
         retained = self._source.retained_bytes(self._options.slot)
         others = self._ask()
         with self._lock:
-            self._facts = Facts(retained, others.backup_at, others.free_bytes)
+            self._facts = replace(others, retained_bytes=retained)

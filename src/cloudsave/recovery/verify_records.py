@@ -23,6 +23,8 @@ from cloudsave.repository.keys import describe_slot
 from cloudsave.repository.lineage import IDENTITY_FIELDS, Lineage
 from cloudsave.repository.plain import read_plain
 from cloudsave.repository.repository import Repository
+from cloudsave.repository.verifications import FOLDER as VERIFICATIONS
+from cloudsave.repository.verifications import read_verification
 from cloudsave.store.api import ObjectStore
 
 WORKERS = 4
@@ -40,6 +42,7 @@ _HINTS = {
     "origin": "capture compares servers with it, a restore does not need it: " + _COPY,
     "hold": "the backup stays held: release and hold it again",
     "proof": "the backup does not count as proved: restore it again in a drill",
+    "verification": "it does not count as one: verify again",
     "history": f"log of this branch cannot be used without it: {_COPY}",
 }
 _GENERATION = re.compile(r"[0-9a-f]{8}")
@@ -199,6 +202,7 @@ class _Records:
             ("origin", [name for name in logs if name.endswith("/origin")], self._origin_fault),
             ("hold", self._below("holds"), self._hold_fault),
             ("proof", self._below("proofs"), self._proof_fault),
+            ("verification", self._below(VERIFICATIONS), self._verification_fault),
         ]
         for kind, names, fault_of in kinds:
             for name, fault in zip(names, in_parallel(self._guarded(fault_of), names), strict=True):
@@ -251,6 +255,10 @@ class _Records:
 
     def _history_fault(self, name: str) -> str:
         self._dialect.parse_history(self._lineage.get_blob(name, Kind.RECORD))
+        return ""
+
+    def _verification_fault(self, name: str) -> str:
+        read_verification(self._lineage, name)
         return ""
 
     def _hold_fault(self, name: str) -> str:

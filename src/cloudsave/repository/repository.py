@@ -33,7 +33,8 @@ from cloudsave.repository.plain import write_plain
 from cloudsave.store.api import ObjectStore
 
 _IN_LINEAGE = re.compile(
-    r"lineages/([a-z]+-[^/]+)/(identity$|(generations|packs|maps|backups|logs|pins|proofs|holds)/)"
+    r"lineages/([a-z]+-[^/]+)/"
+    r"(identity$|(generations|packs|maps|backups|logs|pins|proofs|holds|verifications)/)"
 )
 
 

@@ -122,21 +122,26 @@ def watched(cluster: Cluster, folder: Path, receiver: Receiver) -> Iterator[tupl
                 f'[notify]\nwebhook_url = "{receiver.url}/hook"\nwebhook_key_file = "{secret}"\n'
                 f'heartbeat_url = "{receiver.url}/beat"\nheartbeat_seconds = 1\n'
             )
-        text = str(folder / "cloudsave.prom")
-        running = line.begin("logs", "capture", SOURCE, "--metrics", "127.0.0.1:0", "--metrics-file", text)
-        served: list[str] = []
-
-        def told() -> bool:
-            served[:] = [one["text"] for one in running.events() if one.get("event") == "metrics"]
-            return bool(served) or not running.running()
-
-        poll(told, "metrics are served")
-        assert served, running.wait()
-        found = re.search(r"http://127\.0\.0\.1:\d+/metrics", served[0])
-        assert found, served
-        yield line, running, found[0]
+        yield line, *serving(line, folder)
     finally:
         line.close()
+
+
+def serving(line: CommandLine, folder: Path) -> tuple[Running, str]:
+    """A capture that serves metrics, and where."""
+    text = str(folder / "cloudsave.prom")
+    running = line.begin("logs", "capture", SOURCE, "--metrics", "127.0.0.1:0", "--metrics-file", text)
+    served: list[str] = []
+
+    def told() -> bool:
+        served[:] = [one["text"] for one in running.events() if one.get("event") == "metrics"]
+        return bool(served) or not running.running()
+
+    poll(told, "metrics are served")
+    assert served, running.wait()
+    found = re.search(r"http://127\.0\.0\.1:\d+/metrics", served[0])
+    assert found, served
+    return running, found[0]
 
 
 def metrics(address: str) -> dict[str, float]:
@@ -194,6 +199,46 @@ def test_a_silent_archiver_is_alarmed_within_a_minute(
         assert receiver.notices()[0]["source"] == SOURCE
         assert running.stop().exit_code == 0
         assert SECRET not in (tmp_path / "command-1" / "stderr").read_text()
+
+
+@pytest.mark.postgresql_majors("14", "18")
+def test_what_was_verified_is_told_by_check_and_metrics(
+    clusters: ClusterFactory, postgresql_major: str, tmp_path: Path, receiver: Receiver
+) -> None:
+    cluster = clusters.create(postgresql_major)
+    with watched(cluster, tmp_path, receiver) as (line, running, address):
+        backup_id = line.run("backup", SOURCE)["backup_id"]
+        nobody = "nobody has recorded that what is stored is sound"
+        assert told_by_check(line, exit_code=0) == ("notice", nobody)
+        assert not [name for name in metrics(address) if "verify" in name]
+        refused = line.refused("verify", "--record", backup_id, exit_code=2)
+        assert "single backup" in refused["message"]
+        line.run("verify", SOURCE, "--record")
+        before = time.time()
+        severity, fact = told_by_check(line, exit_code=0)
+        assert (severity, "sizes and indexes" in fact) == ("ok", True)
+        (pack, *_) = sorted(line.store.glob("lineages/*/packs/*"), key=lambda one: -one.stat().st_size)
+        content = bytearray(pack.read_bytes())
+        content[len(content) // 2] ^= 1
+        pack.write_bytes(content)
+        line.run("verify", SOURCE, "--read-all", exit_code=3)
+        assert told_by_check(line, exit_code=0)[0] == "ok", "it was not to be recorded"
+        line.run("verify", SOURCE, "--read-all", "--record", exit_code=3)
+        assert told_by_check(line, exit_code=3)[0] == "problem"
+
+        running.stop()
+        _, again = serving(line, tmp_path)
+        poll(lambda: metrics(again).get("cloudsave_verify_failed") == 1, "the failure is told")
+        assert abs(metrics(again)["cloudsave_last_verify_timestamp_seconds"] - before) < 60
+
+
+def told_by_check(line: CommandLine, *, exit_code: int) -> tuple[str, str]:
+    """What `check` says of verifications."""
+    findings = line.run("check", SOURCE, exit_code=exit_code)["findings"]
+    ((severity, fact),) = [
+        (one["severity"], one["fact"]) for one in findings if one["subject"] == "verification"
+    ]
+    return severity, fact
 
 
 def assert_signed(post: tuple[dict[str, str], bytes]) -> None:
