@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,8 @@ from tests.integration.postgresql.cluster import poll
 
 TARGETS = int(os.environ.get("CLOUDSAVE_TARGETS", "6"))
 """Random targets of each kind."""
+BACKUPS = int(os.environ.get("CLOUDSAVE_BACKUPS", "2"))
+"""Backups under DDL that are each restored."""
 CONF = {
     # mariadb-backup reads the redo log once a second: with less of it the load would overtake it.
     "mariadb": {"innodb_log_file_size": "512M"},
@@ -153,6 +156,33 @@ def test_every_random_target_has_what_was_acknowledged_and_nothing_after(
     with restores.server(whole) as server:
         assert tables(server, SCHEMAS) == tables(cluster, SCHEMAS)
         assert ids(server) == {one.id for one in load.acknowledged}
+
+
+def test_every_backup_taken_while_ddl_goes_on_starts_and_is_sound(
+    product: Product, restores: Restores
+) -> None:
+    load = Load(product.cluster)
+    capture = product.capture()
+    load.start()
+    load.wait_for(20)
+    taken = []
+    for _ in range(BACKUPS):
+        begun = {one.id for one in load.acknowledged}
+        product.run("backup", "db")
+        taken.append((newest(product), begun, time.time()))
+        load.wait_for(5)
+    load.wait_for(20)
+    load.stop()
+    captured(product)
+    product.stop(capture)
+    for backup_id, begun, ended in taken:
+        made = restores.restore("--backup", backup_id, "--immediate")
+        with restores.server(made) as server:
+            assert tables(server, SCHEMAS)
+            found = ids(server)
+        assert begun <= found, backup_id
+        assert found <= {one.id for one in load.acknowledged if one.sent < ended}, backup_id
+        assert found < {one.id for one in load.acknowledged}, "control: it is not the state of the end"
 
 
 def by_gtid(load: Load, names: dict[int, str], restores: Restores, chosen: list[Acknowledged]) -> None:
