@@ -31,15 +31,16 @@ def verify(context: CommandContext, what: str | None, read_all: bool, record: bo
     has to be writable: `check` and the metrics of a capture tell then when all of a source was last sound.
     """
     repository = open_repository(context.config, context.secrets(), clock=context.clock)
+    chosen = _chosen(repository, what)
+    if record and any(backup_id is not None for _, backup_id in chosen):
+        raise UsageError(
+            "cannot use --record for a single backup",
+            detail="What is recorded is that all of a source was verified.",
+            hints=["give the source's name"],
+        )
     of_repository = verify_repository(repository)
     results: dict[str, list[Finding]] = {}
-    for lineage, backup_id in _chosen(repository, what):
-        if record and backup_id is not None:
-            raise UsageError(
-                "cannot use --record for a single backup",
-                detail="What is recorded is that all of a source was verified.",
-                hints=["give the source's name"],
-            )
+    for lineage, backup_id in chosen:
         formats = dialect(lineage.id.partition("-")[0])
         request = VerifyRequest(backup_id, read_all)
         found = verify_lineage(lineage, formats, request, progress=context.progress)

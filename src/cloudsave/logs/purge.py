@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cloudsave.engines.purge_api import LogPurger
 from cloudsave.errors import EngineError
 from cloudsave.model.held_log import HeldFile, HeldLog
+from cloudsave.model.log import LogSegment
 from cloudsave.policy.purge import FileVerdict, StoredLog, decide
 from cloudsave.repository.lineage import Lineage
 
@@ -38,8 +39,9 @@ def purge(
     So what changes meanwhile stops it: a replica that is lost, a binlog that is reset. `advance` is told the
     bytes of each file. It can be killed at any time. Raises: EngineError, StoreError.
     """
+    segments = lineage.logs()
     held = purger.look()
-    stored = _stored(lineage, held)
+    stored = _stored(lineage, segments, held)
     verdicts = decide(held, stored, keep_seconds=keep_seconds)
     removed: list[HeldFile] = []
     for wanted in verdicts:
@@ -65,8 +67,8 @@ def _require_gone(held: HeldLog, file: HeldFile) -> None:
         )
 
 
-def _stored(lineage: Lineage, held: HeldLog) -> StoredLog:
-    segments = [one for one in lineage.logs() if one.branch == held.branch]
+def _stored(lineage: Lineage, listed: Sequence[LogSegment], held: HeldLog) -> StoredLog:
+    segments = [one for one in listed if one.branch == held.branch]
     ends = {file.last for file in held.files}
     paddings: dict[int, frozenset[int]] = {}
     for segment in segments:

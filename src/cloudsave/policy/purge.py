@@ -20,7 +20,7 @@ _SECOND_US = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class StoredLog:
-    """What the repository holds of a server's branch."""
+    """What the repository holds of a server's branch. It was listed before the server was looked at."""
 
     segments: Sequence[LogSegment]
     holes: Sequence[LogHole]
@@ -60,6 +60,7 @@ def _verdict(
     ended_us = _ended_us(stored, file)
     obstacle = (
         _not_captured(held)
+        or _put_back(held, ledger)
         or _not_stored(held, stored, ledger, file)
         or _too_young(held, ended_us, keep_seconds)
         or _needed(held, file)
@@ -76,6 +77,14 @@ _Obstacle = tuple[str, bool] | None
 
 def _not_captured(held: HeldLog) -> _Obstacle:
     return None if held.captured else ("no capture of this source runs", True)
+
+
+def _put_back(held: HeldLog, ledger: Ledger) -> _Obstacle:
+    """Files of a server that was reset bear the names, and may have the sizes, of those that are stored."""
+    newest = held.files[-1]
+    if newest.first + newest.size_bytes < ledger.furthest(held.branch):
+        return "the server has less log than is stored of it: was its binlog reset?", True
+    return None
 
 
 def _not_stored(held: HeldLog, stored: StoredLog, ledger: Ledger, file: HeldFile) -> _Obstacle:

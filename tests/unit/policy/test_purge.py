@@ -115,6 +115,16 @@ def test_capture_that_is_not_through_yet_is_no_reason_to_look() -> None:
     assert reasons(held(), young)[2] == ("capture is not through it yet", False)
 
 
+def test_a_server_that_has_less_log_than_is_stored_keeps_all() -> None:
+    log = stored()
+    end = max(one.last for one in log.segments)
+    newest = held().files[-1]
+    for size, wanted in ((end - newest.first, [1, 2, 3]), (end - newest.first - 1, [])):
+        files = (*held().files[:-1], replace(newest, size_bytes=size))
+        assert gone(replace(held(), files=files), log) == wanted
+    assert gone(held(2), log) == [], "it was reset, and its new files are as long as the old ones"
+
+
 def test_whoever_is_not_named_keeps_everything() -> None:
     assert gone(replace(held(), strangers=("app@host",)), stored()) == []
 

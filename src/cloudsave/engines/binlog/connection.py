@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import pymysql
-import pymysql.cursors
 from pymysql.constants import CR, ER
+from pymysql.cursors import Cursor, DictCursor
 
 from cloudsave.engines.binlog.address import Address
 from cloudsave.errors import EngineError, EngineUnavailable, PermissionMissing
@@ -44,18 +44,16 @@ class Session:
 
     def rows(self, statement: str, *values: object, doing: str) -> list[tuple[Any, ...]]:
         """All rows of a statement. Raises: EngineError of the kind that fits."""
-        try:
-            with self.connection.cursor() as cursor:
-                cursor.execute(statement, values or None)
-                return list(cursor.fetchall())
-        except (pymysql.Error, OSError) as error:
-            raise translate(error, doing) from None
+        return self._all(Cursor, statement, values, doing)
 
     def records(self, statement: str, *, doing: str) -> list[dict[str, Any]]:
         """All rows of a statement, by the names of its columns. Raises: EngineError of the kind that fits."""
+        return self._all(DictCursor, statement, (), doing)
+
+    def _all(self, kind: type[Cursor], statement: str, values: tuple[object, ...], doing: str) -> list[Any]:
         try:
-            with self.connection.cursor(pymysql.cursors.DictCursor) as cursor:
-                cursor.execute(statement)
+            with self.connection.cursor(kind) as cursor:
+                cursor.execute(statement, values or None)
                 return list(cursor.fetchall())
         except (pymysql.Error, OSError) as error:
             raise translate(error, doing) from None
