@@ -34,9 +34,10 @@ class PostgresDialect:
         try:
             return parse_lsn(text.strip())
         except ValueError:
+            where = f" on timeline {branch}" if branch else ""
             raise UsageError(
                 f"cannot understand position {text!r}",
-                detail=f"A position on timeline {branch} is an LSN: two hexadecimal numbers and a slash.",
+                detail=f"A position{where} is an LSN: two hexadecimal numbers and a slash.",
                 hints=["SELECT pg_current_wal_lsn() prints one, such as 16/B374D848"],
             ) from None
 

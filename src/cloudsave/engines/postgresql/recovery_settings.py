@@ -40,6 +40,37 @@ _NEUTRAL = {
 }
 KEPT_AFTERWARDS = {"archive_mode": "off"}
 """A restored server must not archive into the history of the server that it is a copy of."""
+HELD_SETTINGS = frozenset(
+    {
+        *_NEUTRAL,
+        *KEPT_AFTERWARDS,
+        "config_file",
+        "data_directory",
+        "external_pid_file",
+        "hba_file",
+        "hot_standby",
+        "lc_messages",
+        "log_destination",
+        "logging_collector",
+        "port",
+        "unix_socket_directories",
+        "unix_socket_group",
+        "unix_socket_permissions",
+    }
+)
+"""What leads replay to its target, keeps the copy out of its source's archive, and lets it be asked."""
+
+
+def refuse_held_settings(given: Mapping[str, str]) -> None:
+    """Names are those of the server, in upper or lower case. Raises: UsageError for one that is not free."""
+    held = sorted(name for name in given if name.strip().lower() in HELD_SETTINGS)
+    if held:
+        raise UsageError(
+            f"cannot set {', '.join(held)} for a restored server",
+            detail="The restore depends on it: to stop at its target, to keep the copy out of its source's"
+            " archive, or to ask the server where it is.",
+            hints=["--port gives the port; all else can be changed once the server has been opened"],
+        )
 
 
 def has_ended_recovery(data: Path) -> bool:

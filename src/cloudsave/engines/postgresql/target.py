@@ -43,6 +43,7 @@ from cloudsave.engines.postgresql.recovery_settings import (
     STANDBY_SIGNAL,
     has_ended_recovery,
     recovery_settings,
+    refuse_held_settings,
     with_settings,
 )
 from cloudsave.engines.processes import ServerUser, server_user
@@ -95,6 +96,7 @@ class PostgresTarget:
 
     def configure(self, request: ServerRequest) -> None:
         """See `RestoreTarget.configure`."""
+        refuse_held_settings(request.settings)
         self._request = request
         data = request.data_directory
         if self._process is None:
