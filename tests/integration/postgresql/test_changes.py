@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cloudsave.backup.changes import PROVED_SHARE, PROVED_STRETCH_BLOCKS
+from cloudsave.clock import SYSTEM_CLOCK
 from cloudsave.engines.postgresql.exclusions import storage_of
 from cloudsave.engines.postgresql.format_page import page_lsns
 from cloudsave.engines.postgresql.log import parse_lsn
@@ -74,6 +75,11 @@ def shaken(clusters: ClusterFactory, major: str, *, checksums: bool, seed: int) 
     shaker = Shaker(cluster, seed)
     shaker.prepare()
     return Protected.begin(cluster), shaker
+
+
+def await_next_second(before: Manifest) -> None:
+    """Names of backups order by seconds: of two of one second, either may be the parent of the next."""
+    poll(lambda: f"{SYSTEM_CLOCK.now():%Y%m%dT%H%M%SZ}" > before.backup_id[:16], "another second has begun")
 
 
 def assert_by_log(manifest: Manifest) -> None:
@@ -274,6 +280,7 @@ def test_where_the_log_does_not_suffice_pages_are_compared_which_the_manifest_sa
     cluster.psql("BEGIN; CREATE TABLE unseen AS SELECT generate_series(1, 9000) n; COMMIT")
     cluster.configure({"wal_level": "replica", "max_wal_senders": "10"})
     cluster.restart()
+    await_next_second(by_log)
     for number in range(2):  # Well away from these records: stored stretches are judged as a whole.
         cluster.psql(f"CREATE TABLE seen_{number} (n int)")
         cluster.switch_wal()
@@ -281,6 +288,7 @@ def test_where_the_log_does_not_suffice_pages_are_compared_which_the_manifest_sa
         after = protected.back_up(mode="local")
     assert after.detection.rung is Rung.COMPARE
     assert stale_pages(protected, after, cluster) == []
+    await_next_second(after)
     cluster.stop()
     cluster.run("pg_checksums", "--disable", "-D", str(cluster.data))
     cluster.start()
