@@ -62,8 +62,13 @@ HELD_SETTINGS = frozenset(
 
 
 def refuse_held_settings(given: Mapping[str, str]) -> None:
-    """Names are those of the server, in upper or lower case. Raises: UsageError for one that is not free."""
-    held = sorted(name for name in given if name.strip().lower() in HELD_SETTINGS)
+    """
+    Names are taken as the server's command line takes them: in any case, a dash for an underscore.
+
+    Raises: UsageError for one that is not free.
+    Source: PostgreSQL ParseLongOption(), src/backend/utils/misc/guc.c.
+    """
+    held = sorted(name for name in given if name.strip().lower().replace("-", "_") in HELD_SETTINGS)
     if held:
         raise UsageError(
             f"cannot set {', '.join(held)} for a restored server",

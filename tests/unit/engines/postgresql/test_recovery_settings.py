@@ -14,6 +14,7 @@ from cloudsave.model.engine_facts import ServerRequest
 HELD = [
     "archive_mode",
     "Archive_Mode",
+    "archive-mode",
     "unix_socket_directories",
     "recovery_target_time",
     "restore_command",
@@ -37,7 +38,7 @@ def request_with(directory: Path, name: str) -> ServerRequest:
 
 
 @pytest.mark.parametrize("name", HELD)
-def test_what_the_restore_depends_on_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+def test_what_the_restore_depends_on_is_refused_before_one_is_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=name):
         PostgresTarget().configure(request_with(tmp_path, name))
     assert list(tmp_path.iterdir()) == []
